@@ -1,0 +1,44 @@
+# The newcomer's two commands are `make all` and `make test`; both make .venv first, once.
+PYTHON ?= python3
+CORES ?= 8
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: all test lint env lock clean-env
+
+all: $(READY)
+	snakemake --cores $(CORES) all
+
+test: $(READY)
+	python -m pytest
+
+lint: $(READY)
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow/rules
+	snakemake --lint
+
+env: $(READY)
+
+# torch comes second and without a hash: its CPU and CUDA wheels differ; everything it shares with
+# the lock file is already there, so it adds at most its own CUDA libraries.
+$(READY): requirements.lock requirements-torch.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python >= 3.11 is needed, this is " + sys.version.split()[0] + ": call make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet -r requirements-torch.txt
+	@touch $(READY)
+
+clean-env:
+	rm -rf $(VENV)
+
+# Refresh the lock file (needs uv). CUDA packages are torch's own business, see above.
+CUDA_PACKAGES := $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile \
+	curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx) \
+	cuda-bindings cuda-pathfinder cuda-toolkit triton
+lock:
+	uv pip compile pyproject.toml --extra bench --extra test --constraint requirements-torch.txt \
+		--universal --python-version 3.11 --generate-hashes --no-annotate --output-file requirements.lock \
+		$(addprefix --no-emit-package ,torch $(CUDA_PACKAGES))
