@@ -1,0 +1,1 @@
+"""From raw downloads to arrays ready for training: fetch, verify, preprocess."""

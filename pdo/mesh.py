@@ -52,7 +52,9 @@ class Icosphere:
     def vertex_areas(self) -> np.ndarray:
         """A third of the spherical area of the faces round each vertex, (V,); sums to 4 pi."""
         areas = np.zeros(len(self))
-        np.add.at(areas, self.faces, spherical_triangle_areas(self.vertices[self.faces])[:, None] / 3)
+        np.add.at(
+            areas, self.faces, spherical_triangle_areas(self.vertices[self.faces])[:, None] / 3
+        )
         return areas
 
     @cached_property
@@ -99,7 +101,12 @@ def _icosahedron() -> tuple[np.ndarray, np.ndarray]:
     for k in range(5):
         here, there = k, (k + 1) % 5
         up, up_next, low, low_next = 1 + here, 1 + there, 6 + here, 6 + there
-        faces += [[0, up, up_next], [up, low, up_next], [up_next, low, low_next], [low, 11, low_next]]
+        faces += [
+            [0, up, up_next],
+            [up, low, up_next],
+            [up_next, low, low_next],
+            [low, 11, low_next],
+        ]
     return vertices, np.array(faces, dtype=np.int64)
 
 

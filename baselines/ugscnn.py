@@ -1,0 +1,104 @@
+"""UGSCNN for Spherical MNIST (Jiang, Huang, Kashinath, Prabhat, Marcus, Niessner, ICLR 2019).
+
+Layout of a field inside the network: (vertex x batch, channel), vertices first. So a 1x1
+convolution is `nn.Linear`, batch norm is `nn.BatchNorm1d`, the sparse operators see a (V, batch x
+channel) matrix, and keeping the vertices of a coarser mesh is a slice: none of them copies.
+"""
+
+from __future__ import annotations
+
+from scipy import sparse
+from torch import Tensor, nn
+
+from baselines.mesh_operators import cotangent_laplacian, east_north_derivatives
+from pdo.mesh import Icosphere
+from pdo.sparse import SparseOperator
+
+
+class MeshConv(nn.Module):
+    """out = sum over input channels of (c0 I + c1 L + c2 d_east + c3 d_north) x, plus a bias.
+
+    L is the cotangent Laplacian without division by areas; 4 coefficients per channel pair, drawn
+    like the bias from U(-r, r), r = 1 / sqrt(4 C_in), which is the default of `nn.Linear`.
+
+    Shapes: (V B, C_in) -> (V B, C_out), rows ordered by vertex.
+    """
+
+    def __init__(self, mesh: Icosphere, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        east, north = east_north_derivatives(mesh)
+        identity = sparse.eye_array(len(mesh))
+        stack = sparse.vstack([identity, cotangent_laplacian(mesh), east, north], format="csr")
+        self.terms = SparseOperator(stack)
+        self.mix = nn.Linear(4 * in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The sparse product is memory-bound and in_channels <= out_channels: it goes first.
+        vertices = self.terms.shape[1]
+        terms = self.terms(x.reshape(vertices, -1)).view(4, *x.shape)
+        return self.mix(terms.transpose(0, 1).flatten(1))
+
+
+class DownBlock(nn.Module):
+    """Residual bottleneck that first restricts its input to the vertices of a coarser mesh.
+
+    relu(main(x) + shortcut(x)) with main = 1x1 -> MeshConv -> 1x1 and shortcut = 1x1, each followed
+    by batch norm and, inside main, ReLU. The bottleneck is as wide as the input.
+
+    Shapes: (V B, C_in) -> (V' B, C_out), V' vertices in `mesh`.
+    """
+
+    def __init__(self, mesh: Icosphere, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.vertices = len(mesh)
+        self.main = nn.Sequential(
+            nn.Linear(in_channels, in_channels),
+            nn.BatchNorm1d(in_channels),
+            nn.ReLU(inplace=True),
+            MeshConv(mesh, in_channels, in_channels),
+            nn.BatchNorm1d(in_channels),
+            nn.ReLU(inplace=True),
+            nn.Linear(in_channels, out_channels),
+            nn.BatchNorm1d(out_channels),
+        )
+        # The original restricts after this 1x1; the two commute, and here fewer rows are mixed.
+        self.shortcut = nn.Sequential(
+            nn.Linear(in_channels, out_channels), nn.BatchNorm1d(out_channels)
+        )
+
+    def forward(self, x: Tensor, batch: int) -> Tensor:
+        x = x[: self.vertices * batch]
+        return (self.main(x) + self.shortcut(x)).relu()
+
+
+class UGSCNN(nn.Module):
+    """Classifier of signals on the icosphere: level -> level - 1 -> level - 2, channels 16-64-256,
+    mean over the vertices left, dropout, linear. 61,658 parameters at any level.
+
+    Shapes: (batch, 1, V) -> logits (batch, n_classes).
+
+    Raises:
+        ValueError: if `level` is below 2, or an input is not (batch, 1, V).
+    """
+
+    def __init__(self, level: int = 4, n_classes: int = 10, dropout: float = 0.5) -> None:
+        super().__init__()
+        if level < 2:
+            raise ValueError(
+                f"UGSCNN coarsens its mesh twice: level must be at least 2, not {level}"
+            )
+        fine, middle, coarse = (Icosphere(level - step) for step in range(3))
+        self.vertices = len(fine)
+        self.stem = nn.Sequential(MeshConv(fine, 1, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True))
+        self.block1 = DownBlock(middle, 16, 64)
+        self.block2 = DownBlock(coarse, 64, 256)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(256, n_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != (1, self.vertices):
+            shape = f"(batch, 1, {self.vertices})"
+            raise ValueError(f"UGSCNN wants an input of shape {shape}, not {tuple(x.shape)}")
+        batch = len(x)
+        y = self.stem(x[:, 0].T.reshape(-1, 1))
+        y = self.block2(self.block1(y, batch), batch)
+        return self.head(y.unflatten(0, (-1, batch)).mean(dim=0))

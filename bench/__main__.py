@@ -1,0 +1,166 @@
+"""`python -m bench`: what the workflow calls, and what a person may."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from bench import config, tracking
+from bench.config import ProtocolConfig, RunConfig
+from bench.engine import Interrupted, train
+from bench.errors import ConfigError, RunError, unknown
+from bench.record import record
+from bench.registry import MODELS
+from bench.tables import command, write_tables
+from data_prep.files import DataError, atomic_path
+
+CONFIG = Path("config")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a subcommand; a mendable error is one line on stderr and exit status 1."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    options = _parser().parse_args(arguments)
+    try:
+        return options.action(options) or 0
+    except (ConfigError, RunError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return interrupted.exit_status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def add(name: str, action: object, text: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=text, description=text)
+        sub.set_defaults(action=action)
+        sub.add_argument("--results", type=Path, default=Path("results"), help="results folder")
+        return sub
+
+    one = add("train", _train, "train one run, or go on with it")
+    one.add_argument("--run", help="the resolved run as JSON (Snakemake's way); or name it:")
+    one.add_argument("--protocol", default="default", help="name in config/")
+    one.add_argument("--task", default="spherical_mnist")
+    one.add_argument("--model")
+    one.add_argument("--setting")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
+    one.add_argument("--gpus", type=int, default=1, help="0: stay on the CPU")
+    one.add_argument("--threads", type=int, default=1, help="CPU threads")
+    one.add_argument("--no-tracking", action="store_true", help="leave MLflow alone")
+
+    for name, action, text in (
+        ("tables", _tables, "build the tables from the runs there are"),
+        ("record", _record, "copy finished runs and tables to results/recorded"),
+        ("init", _init, "prepare MLflow for the runs of a protocol"),
+    ):
+        sub = add(name, action, text)
+        sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
+    add("sync", _sync, "make MLflow agree with the files").add_argument(
+        "--lenient", type=Path, help="write the outcome to this file and do not fail"
+    )
+    add("models", _models, "list the registered models")
+    add("config", _config, "write config/schema.json and config/reference.yaml")
+    return parser
+
+
+def _protocol(argument: str) -> ProtocolConfig:
+    if argument.startswith("{"):
+        return config.parse_protocol(json.loads(argument))
+    return config.load_protocol(CONFIG / f"{argument}.yaml")
+
+
+def _train(options: argparse.Namespace) -> None:
+    if options.run:
+        run, enabled = config.validated(RunConfig, json.loads(options.run), "run"), True
+    else:
+        protocol = _protocol(options.protocol)
+        run, enabled = _named_run(protocol, options), protocol.tracking
+    torch.set_num_threads(options.threads)
+    _keep_freed_memory()
+    cuda = options.gpus > 0 and torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    tracked = enabled and not options.no_tracking
+    metrics = train(run, options.results, options.data, device, tracked)
+    print(options.results / "runs" / run.key / "metrics.json", metrics["status"], metrics["test"])
+
+
+def _named_run(protocol: ProtocolConfig, options: argparse.Namespace) -> RunConfig:
+    if options.task not in protocol.tasks:
+        raise unknown("task", options.task, protocol.tasks)
+    runs = [r for r in config.planned_runs(protocol) if r.task == options.task]
+    for kind in ("model", "setting", "seed"):
+        wanted = getattr(options, kind)
+        valid = list(dict.fromkeys(getattr(r, kind) for r in runs))
+        if wanted not in valid:
+            raise unknown(kind, wanted, valid)
+        runs = [r for r in runs if getattr(r, kind) == wanted]
+    return runs[0]
+
+
+def _tables(options: argparse.Namespace) -> None:
+    for path in write_tables(_protocol(options.protocol), options.results):
+        print(path)
+
+
+def _record(options: argparse.Namespace) -> None:
+    protocol = _protocol(options.protocol)
+    runs = record(protocol, options.results)
+    print(f"{len(runs)} runs recorded; made by: {command(protocol)}")
+
+
+def _init(options: argparse.Namespace) -> None:
+    protocol = _protocol(options.protocol)
+    if protocol.tracking:
+        runs = config.planned_runs(protocol)
+        tracking.init(options.results, dict.fromkeys((r.protocol, r.task, r.model) for r in runs))
+
+
+def _sync(options: argparse.Namespace) -> int:
+    try:
+        outcome, status = f"{tracking.sync(options.results)} runs changed", 0
+    except Exception as error:
+        outcome, status = f"MLflow could not be synced: {' '.join(str(error).split())[:300]}", 1
+    print(outcome, file=sys.stderr)
+    if options.lenient:
+        with atomic_path(options.lenient) as path:
+            path.write_text(outcome + "\n")
+        return 0
+    return status
+
+
+def _models(options: argparse.Namespace) -> None:
+    for task, model in MODELS:
+        print(f"{task}\t{model}")
+
+
+def _config(options: argparse.Namespace) -> None:
+    files = {"schema.json": config.json_schema(), "reference.yaml": config.reference_yaml()}
+    for name, text in files.items():
+        with atomic_path(CONFIG / name) as path:
+            path.write_text(text)
+        print(CONFIG / name)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what tensors free: returning and faulting in large blocks at every step
+    costs more than the arithmetic. Elsewhere (macOS, musl) this does nothing."""
+    m_trim_threshold, m_mmap_max = -1, -4
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""The typed configuration: a protocol says what is run, a run is one training of one model.
+
+These models are the only source of keys and defaults: `python -m bench config` writes from them
+config/schema.json (which Snakemake validates) and config/reference.yaml (every key, explained).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from bench.errors import ConfigError, unknown
+from bench.registry import MODELS, TASKS, models_of
+from pdo.mesh import MAX_LEVEL
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(_Strict):
+    """Which signals a run sees."""
+
+    source: Literal["mnist", "synthetic"] = Field(
+        "mnist", description="real MNIST, or generated stroke digits that need no download"
+    )
+    level: int = Field(
+        4, ge=3, le=MAX_LEVEL, description="icosphere level; lat-lon grids follow it"
+    )
+    n_train: int | None = Field(
+        None, ge=50, description="training digits, validation included; null: all of them"
+    )
+    n_test: int | None = Field(None, ge=10, description="test digits; null: all of them")
+    rotation_chunk: int = Field(
+        1, ge=1, description="images that share one random rotation (the published sets: 500)"
+    )
+    legacy_bilinear: bool = Field(
+        False, description="reproduce the sampling bug of the sets published before Nov 2024"
+    )
+    seed: int = Field(0, ge=0, description="of rotations, validation split and subsets")
+
+
+class TrainConfig(_Strict):
+    """How a network is trained."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training set")
+    batch_size: int = Field(32, ge=2, description="samples of one optimiser step")
+    optimizer: Literal["adam", "adamw"] = Field("adamw", description="AdamW decouples the decay")
+    learning_rate: float = Field(5e-3, gt=0, description="its highest value")
+    weight_decay: float = Field(0.0, ge=0, description="of all parameters")
+    schedule: Literal["constant", "step", "one_cycle"] = Field(
+        "one_cycle",
+        description="constant; times step_factor every step_epochs; or linear warm-up over the "
+        "first fifth of the steps, then a cosine to 0",
+    )
+    step_epochs: int = Field(10, ge=1, description="schedule step: epochs between two decays")
+    step_factor: float = Field(0.5, gt=0, le=1, description="schedule step: factor of a decay")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy")
+    amp: bool = Field(False, description="bfloat16 autocast on a GPU (never on a CPU)")
+
+
+TrainChanges: type[BaseModel] = create_model(
+    "TrainChanges",
+    __base__=_Strict,
+    __doc__="Some keys of TrainConfig, to replace what a model's recipe says.",
+    **{
+        name: (key.annotation | None, Field(None, description=key.description))
+        for name, key in TrainConfig.model_fields.items()
+    },
+)
+
+
+class ModelConfig(_Strict):
+    """What one model does differently from the rest of its task."""
+
+    train: TrainChanges = Field(default_factory=TrainChanges, description="keys to replace")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the network's constructor"
+    )
+
+
+class TaskConfig(_Strict):
+    """One table: its data, its models, its training."""
+
+    models: list[str] | None = Field(None, description="names in the table; null: all registered")
+    settings: list[str] | None = Field(None, description="training settings; null: all of them")
+    data: DataConfig = Field(default_factory=DataConfig, description="the signals")
+    train: TrainChanges = Field(
+        default_factory=TrainChanges,
+        description="for every model, in place of its own recipe; null: as the recipe says",
+    )
+    model: dict[str, ModelConfig] = Field(
+        default_factory=dict, description="by model name: what it does differently"
+    )
+
+
+class ProtocolConfig(_Strict):
+    """All that `snakemake all` makes."""
+
+    protocol: str = Field("default", pattern=r"^[a-z][a-z0-9_]*$", description="name, in paths")
+    notice: str = Field("", description="printed above its tables")
+    seeds: int = Field(2, ge=1, description="runs of each model and setting")
+    base_seed: int = Field(0, ge=0, description="all other seeds are derived from it")
+    tracking: bool = Field(True, description="mirror runs in MLflow")
+    tasks: dict[str, TaskConfig] = Field(
+        default_factory=lambda: {"spherical_mnist": TaskConfig()}, description="by task name"
+    )
+
+
+class RunConfig(_Strict):
+    """One training, fully resolved; its hash identifies it."""
+
+    protocol: str
+    task: str
+    model: str
+    setting: str
+    seed: int
+    base_seed: int
+    data: DataConfig
+    train: TrainConfig
+    options: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """<protocol>/<task>/<model>/<setting>/seed<k>: its folder under results/runs."""
+        return f"{self.protocol}/{self.task}/{self.model}/{self.setting}/seed{self.seed}"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON form."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def canonical_json(self) -> str:
+        return json.dumps(self.model_dump(), sort_keys=True)
+
+
+def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
+    """Validate a protocol and every run it plans.
+
+    Raises:
+        ConfigError: one line, with the nearest valid name where a name is unknown.
+    """
+    protocol = validated(ProtocolConfig, tree)
+    for task, config in protocol.tasks.items():
+        if task not in TASKS:
+            raise unknown("task", task, TASKS)
+        for model in [*(config.models or []), *config.model]:
+            if model not in models_of(task):
+                raise unknown(f"model of task {task}", model, models_of(task))
+        for setting in config.settings or []:
+            if setting not in TASKS[task].settings:
+                raise unknown(f"setting of task {task}", setting, TASKS[task].settings)
+    planned_runs(protocol)
+    return protocol
+
+
+def load_protocol(path: Path) -> ProtocolConfig:
+    """Read a protocol from a YAML file.
+
+    Raises:
+        ConfigError: if there is no such file (with the nearest name) or it is not valid.
+    """
+    if not path.is_file():
+        names = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "reference")
+        raise unknown("protocol", path.stem, names)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} does not hold a protocol: it has no keys")
+    return parse_protocol(tree)
+
+
+def planned_runs(protocol: ProtocolConfig) -> list[RunConfig]:
+    """Every run of a protocol: models x training settings x seeds, seeds outermost, so that an
+    interrupted study has whole seeds."""
+    runs = []
+    for seed in range(protocol.seeds):
+        for task, config in protocol.tasks.items():
+            for model in config.models or models_of(task):
+                for setting in config.settings or TASKS[task].settings:
+                    runs.append(_resolve(protocol, task, model, setting, seed))
+    return runs
+
+
+def _resolve(protocol: ProtocolConfig, task: str, model: str, setting: str, seed: int) -> RunConfig:
+    """Defaults, then the model's published recipe, then the protocol's wishes, then those for
+    this model alone."""
+    entry, config = MODELS[task, model], protocol.tasks[task]
+    special = config.model.get(model, ModelConfig())
+    parameters = inspect.signature(entry.build).parameters
+    for name in special.options:
+        if name not in parameters or name == "level":
+            raise unknown(f"option of model {model}", name, [p for p in parameters if p != "level"])
+    return RunConfig(
+        protocol=protocol.protocol,
+        task=task,
+        model=model,
+        setting=setting,
+        seed=seed,
+        base_seed=protocol.base_seed,
+        data=config.data,
+        train=validated(
+            TrainConfig,
+            {**entry.recipe, **_given(config.train), **_given(special.train)},
+            f"train of {model}",
+        ),
+        options=special.options,
+    )
+
+
+def _given(changes: BaseModel) -> dict[str, Any]:
+    return changes.model_dump(exclude_none=True)
+
+
+def validated(model: type[M], tree: Any, where: str = "configuration") -> M:
+    """`model.model_validate`, with its first error as one ConfigError line."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise _one_line(model, error, where) from error
+
+
+def _one_line(model: type[BaseModel], error: ValidationError, where: str) -> ConfigError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        keys = _keys_at(model.model_json_schema(), path[:-1])
+        return unknown(f"key in {'.'.join([where, *path[:-1]])}", path[-1], keys)
+    got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+    return ConfigError(f"{'.'.join([where, *path])}: {first['msg'].lower()}{got}")
+
+
+def _keys_at(schema: dict[str, Any], path: list[str]) -> list[str]:
+    """The keys that a JSON schema admits below a path."""
+    node = schema
+    for part in [*path, None]:
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+        if part is not None:
+            node = node.get("properties", {}).get(part) or node.get("additionalProperties", {})
+    return list(node.get("properties", {}))
+
+
+def json_schema() -> str:
+    """The JSON schema of a protocol, for Snakemake and editors."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return json.dumps(dialect | ProtocolConfig.model_json_schema(), indent=2) + "\n"
+
+
+def reference_yaml() -> str:
+    """Every key with its default and its meaning, as commented YAML."""
+    lines = ["# Every key of a protocol with its default. Made by `python -m bench config`."]
+    lines += _yaml_lines(ProtocolConfig, 0)
+    lines += ["# The keys of `train` where neither a recipe nor the protocol says otherwise:"]
+    lines += [f"# {line}" for line in _yaml_lines(TrainConfig, 0)]
+    return "\n".join(lines) + "\n"
+
+
+def _yaml_lines(model: type[BaseModel], depth: int) -> list[str]:
+    pad, lines = "  " * depth, []
+    for name, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        lines.append(f"{pad}# {field.description}")
+        if isinstance(default, BaseModel):
+            lines += [f"{pad}{name}:", *_yaml_lines(type(default), depth + 1)]
+        elif isinstance(default, dict) and default:
+            (key, value) = next(iter(default.items()))
+            lines += [f"{pad}{name}:", f"{pad}  {key}:", *_yaml_lines(type(value), depth + 2)]
+        else:
+            lines.append(f"{pad}{name}: {json.dumps(default)}")
+    return lines

@@ -1,0 +1,84 @@
+"""Where a number comes from: code, configuration, data, software and machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.config import RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def provenance(run: RunConfig, device: torch.device, data: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a run that can be known before its end, plain values only."""
+    lock = ROOT / "requirements.lock"
+    return {
+        **git_state(),
+        "command": f"snakemake --cores 2 --configfile config/{run.protocol}.yaml -- "
+        f"results/runs/{run.key}/metrics.json",
+        "argv": sys.argv,
+        "config": run.model_dump(),
+        "config_sha256": run.hash,
+        "data": data,
+        "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
+        "packages": {d.name: d.version for d in sorted(metadata.distributions(), key=_name)},
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "hostname": platform.node(),
+        **hardware(device),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the source tree, and whether tracked files differ from it; None outside git."""
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+    }
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Processor, memory and, on CUDA, the GPU's name."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def peak_memory_gb(device: torch.device) -> dict[str, float]:
+    """Peak resident memory of this process and, on CUDA, of the device."""
+    peak = {"peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
+    if device.type == "cuda":
+        peak["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+    return peak
+
+
+def _name(distribution: metadata.Distribution) -> str:
+    return distribution.name.lower()

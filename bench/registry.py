@@ -1,0 +1,82 @@
+"""What there is to run: models and tasks by name. Adding a model is one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from baselines.ugscnn import UGSCNN
+from bench.errors import unknown
+from pdo.networks import pdo_es2cnn_large, pdo_es2cnn_small
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A table of the paper.
+
+    settings: what the training set is; each has its own runs.
+    columns: the table's settings, with the metrics of each.
+    """
+
+    table: int
+    settings: tuple[str, ...]
+    columns: tuple[str, ...]
+    metric: str
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A network of a table.
+
+    build: `build(level=..., **options)` gives the module; its forward takes (batch, channels,
+        points) and gives what the task's loss expects.
+    grid: name of the grid its signals are sampled on, with `{level}` or `{bandwidth}`.
+    recipe: its published (or our) way of training, keys of TrainConfig.
+    """
+
+    build: Callable[..., nn.Module]
+    grid: str = "icosphere{level}"
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def grid_name(self, level: int) -> str:
+        """Grid at a resolution: a lat-lon grid of bandwidth 30 goes with level 4, the paper's."""
+        return self.grid.format(level=level, bandwidth=round(30 * 2.0 ** (level - 4)))
+
+
+TASKS: dict[str, TaskEntry] = {
+    "spherical_mnist": TaskEntry(1, ("N", "R"), ("N/N", "N/R", "R/R"), "accuracy_percent"),
+}
+
+OURS = {"learning_rate": 5e-3, "weight_decay": 1e-3, "label_smoothing": 0.0}
+
+MODELS: dict[tuple[str, str], ModelEntry] = {
+    ("spherical_mnist", "UGSCNN"): ModelEntry(
+        UGSCNN,
+        grid="icosphere{level}-equator",
+        recipe={
+            "epochs": 100,
+            "batch_size": 64,
+            "optimizer": "adam",
+            "learning_rate": 1e-2,
+            "schedule": "step",
+            "step_epochs": 10,
+            "step_factor": 0.5,
+        },
+    ),
+    ("spherical_mnist", "PDO-eS2CNN-small"): ModelEntry(pdo_es2cnn_small, recipe=OURS),
+    ("spherical_mnist", "PDO-eS2CNN-large"): ModelEntry(pdo_es2cnn_large, recipe=OURS),
+}
+
+
+def models_of(task: str) -> list[str]:
+    """Names of the models registered for a task, in the table's order.
+
+    Raises:
+        ConfigError: if there is no such task.
+    """
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    return [model for t, model in MODELS if t == task]

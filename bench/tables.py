@@ -1,0 +1,264 @@
+"""The paper's tables: claims beside measurements, built from run folders alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Template
+from scipy import stats
+
+from bench.config import ProtocolConfig, RunConfig, planned_runs
+from bench.errors import RunError
+from bench.registry import TASKS
+from data_prep.files import atomic_path
+
+CLAIMS = Path(__file__).resolve().parent.parent / "results" / "reference" / "paper_tables.csv"
+
+COLUMNS = [
+    "model",
+    "setting",
+    "metric",
+    "claim_mean",
+    "claim_std",
+    "measured_mean",
+    "measured_std",
+    "n_seeds",
+    "n_planned",
+    "ci95_half_width",
+    "params_claim",
+    "params_measured",
+    "protocol",
+]
+
+
+def read_claims(path: Path = CLAIMS) -> pd.DataFrame:
+    """The published numbers, one row for each table, model, metric and setting (`split`)."""
+    return pd.read_csv(path).rename(columns={"split": "setting"})
+
+
+def read_metrics(results: Path, run: RunConfig) -> dict[str, Any] | None:
+    """metrics.json of a run, or None where it has not ended under this very configuration.
+
+    Raises:
+        RunError: if the file cannot be read.
+    """
+    path = results / "runs" / run.key / "metrics.json"
+    if not path.exists():
+        return None
+    try:
+        metrics = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} cannot be read ({error}): delete it and run again") from error
+    return metrics if metrics["config_hash"] == run.hash else None
+
+
+def build_table(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
+    """COLUMNS and `diverged` (a count), one row for each model and setting of the table.
+
+    measured_std is the sample standard deviation over seeds; ci95_half_width that of the
+    two-sided 95 % t-interval of the mean, t_{0.975, n-1} s / sqrt(n). Both need two seeds.
+    """
+    entry, claims = TASKS[task], read_claims()
+    claims = claims[claims["task"] == task].set_index(["model", "metric", "setting"])
+    runs = [run for run in planned_runs(protocol) if run.task == task]
+    rows = []
+    for model in dict.fromkeys(run.model for run in runs):
+        for column in entry.columns:
+            setting = column.split("/")[0]
+            mine = [r for r in runs if r.model == model and r.setting == setting]
+            if not mine:
+                continue
+            found = [m for m in (read_metrics(results, run) for run in mine) if m is not None]
+            values = [m["test"][column][entry.metric] for m in found if m["status"] == "finished"]
+            key = (model, entry.metric, column)
+            claim = claims.loc[key] if key in claims.index else None
+            rows.append(
+                {
+                    "model": model,
+                    "setting": column,
+                    "metric": entry.metric,
+                    "claim_mean": math.nan if claim is None else claim["mean"],
+                    "claim_std": math.nan if claim is None else claim["std"],
+                    **summarise(values),
+                    "n_planned": len(mine),
+                    "params_claim": _params_claim(claims, model),
+                    "params_measured": found[0]["parameters"] if found else None,
+                    "protocol": protocol.protocol,
+                    "diverged": sum(m["status"] == "diverged" for m in found),
+                }
+            )
+    table = pd.DataFrame(rows)
+    for name in ("params_claim", "params_measured"):
+        table[name] = table[name].astype("Int64")
+    return table[[*COLUMNS, "diverged"]]
+
+
+def summarise(values: list[float]) -> dict[str, float]:
+    """Mean, sample standard deviation, number and 95 % half-width of a measurement."""
+    sample = pd.Series(values, dtype=float)
+    n, std = len(sample), sample.std(ddof=1)
+    half = stats.t.ppf(0.975, n - 1) * std / math.sqrt(n) if n > 1 else math.nan
+    return {
+        "measured_mean": round(sample.mean(), 4),
+        "measured_std": round(std, 4),
+        "n_seeds": n,
+        "ci95_half_width": round(half, 4),
+    }
+
+
+def write_tables(protocol: ProtocolConfig, results: Path) -> list[Path]:
+    """Write results/tables/table<k>.csv, .md, .tex and .html of every task; returns the paths."""
+    written = []
+    for task in protocol.tasks:
+        table = build_table(protocol, task, results)
+        stem = results / "tables" / f"table{TASKS[task].table}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        texts = {
+            ".csv": table[COLUMNS].to_csv(index=False, lineterminator="\n"),
+            ".md": markdown(protocol, task, table),
+            ".tex": latex(protocol, task, table),
+            ".html": html(protocol, task, table),
+        }
+        for suffix, text in texts.items():
+            with atomic_path(stem.with_suffix(suffix)) as path:
+                path.write_text(text)
+            written.append(stem.with_suffix(suffix))
+    return written
+
+
+def command(protocol: ProtocolConfig) -> str:
+    """What makes the tables of a protocol."""
+    return f"snakemake --cores 8 all --configfile config/{protocol.protocol}.yaml"
+
+
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """For reading: one row a model, claim and measurement side by side, as text."""
+    rows: dict[str, dict[str, str]] = {}
+    for row in table.itertuples():
+        cells = rows.setdefault(
+            row.model,
+            {
+                "parameters (claim)": _count(row.params_claim),
+                "parameters (ours)": _count(row.params_measured),
+            },
+        )
+        cells[f"{row.setting} claim"] = _plus_minus(row.claim_mean, row.claim_std) or "not claimed"
+        cells[f"{row.setting} ours"] = _measured(row)
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame.index.name = "model"
+    return frame.reset_index()
+
+
+def long(table: pd.DataFrame) -> pd.DataFrame:
+    """In full: seeds, 95 % interval and difference to the claim, as text."""
+    return pd.DataFrame(
+        [
+            {
+                "model": row.model,
+                "setting": row.setting,
+                "claim": _plus_minus(row.claim_mean, row.claim_std) or "not claimed",
+                "ours": _plus_minus(row.measured_mean, row.measured_std) or "no result",
+                "seeds": _seeds(row),
+                "95 % interval": "" if pd.isna(row.ci95_half_width) else _interval(row),
+                "ours - claim": _difference(row),
+            }
+            for row in table.itertuples()
+        ]
+    )
+
+
+def markdown(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
+    notice = f"**{protocol.notice}**\n\n" if protocol.notice else ""
+    tables = [
+        frame.to_markdown(index=False, disable_numparse=True)
+        for frame in (wide(table), long(table))
+    ]
+    return (
+        f"{_title(protocol, task)}\n\n{notice}Made by `{command(protocol)}`.\n\n"
+        f"{tables[0]}\n\nMean ± sample standard deviation over seeds (seeds found/planned).\n\n"
+        f"{tables[1]}\n"
+    )
+
+
+def latex(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
+    frame = wide(table).map(lambda text: text.replace("±", r"$\pm$"))
+    style = frame.style.hide(axis="index")
+    body = style.to_latex(hrules=True).replace("%", r"\%").replace("_", r"\_")
+    head = f"% {_title(protocol, task)}\n% {protocol.notice}\n% {command(protocol)}\n"
+    return head + body
+
+
+def html(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
+    frames = [f.to_html(index=False, border=0) for f in (wide(table), long(table))]
+    return _PAGE.render(
+        title=_title(protocol, task),
+        notice=protocol.notice,
+        command=command(protocol),
+        tables=frames,
+    )
+
+
+_PAGE = Template(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem }
+body { padding: 0 1rem }
+table { border-collapse: collapse; margin: 1.5rem 0; display: block; overflow-x: auto }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd }
+th, td { text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+.notice { background: #fff3cd; padding: .6rem 1rem; font-weight: 600 }
+</style></head><body>
+<h1>{{ title }}</h1>
+{% if notice %}<p class="notice">{{ notice }}</p>{% endif %}
+<p>Made by <code>{{ command }}</code>. Mean ± sample standard deviation over seeds
+(seeds found/planned).</p>
+{% for table in tables %}{{ table }}{% endfor %}
+</body></html>
+""",
+    autoescape=False,
+)
+
+
+def _title(protocol: ProtocolConfig, task: str) -> str:
+    return f"Table {TASKS[task].table}: {task} ({TASKS[task].metric}), protocol {protocol.protocol}"
+
+
+def _params_claim(claims: pd.DataFrame, model: str) -> int | None:
+    counts = claims.loc[[model], "params"].dropna() if model in claims.index else []
+    return int(counts.iloc[0]) if len(counts) else None
+
+
+def _count(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:,}"
+
+
+def _plus_minus(mean: float, std: float) -> str:
+    if pd.isna(mean):
+        return ""
+    return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
+
+
+def _seeds(row: Any) -> str:
+    return f"{row.n_seeds}/{row.n_planned}" + (f", {row.diverged} diverged" * (row.diverged > 0))
+
+
+def _measured(row: Any) -> str:
+    text = _plus_minus(row.measured_mean, row.measured_std) or "no result"
+    return f"{text} ({_seeds(row)})"
+
+
+def _interval(row: Any) -> str:
+    low, high = (row.measured_mean + sign * row.ci95_half_width for sign in (-1, 1))
+    return f"{low:.2f} to {high:.2f}"
+
+
+def _difference(row: Any) -> str:
+    difference = row.measured_mean - row.claim_mean
+    return "" if pd.isna(difference) else f"{difference:+.2f}"

@@ -1,0 +1,121 @@
+"""A task gives the engine its samples, its loss and its metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bench.config import DataConfig, RunConfig
+from bench.errors import RunError
+from bench.registry import MODELS
+from data_prep.spherical_mnist import stratified_subset
+
+MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
+
+
+def data_folder(data: DataConfig, grid: str) -> str:
+    """Where the prepared signals of a run stand, below the data folder: one folder for each source,
+    grid and variant."""
+    source = data.source
+    if source == "synthetic":
+        source = f"synthetic-{data.n_train}-{data.n_test}"
+    variant = f"-chunk{data.rotation_chunk}" if data.rotation_chunk > 1 else ""
+    variant += "-legacy" if data.legacy_bilinear else ""
+    return f"spherical_mnist/{source}{variant}-seed{data.seed}/{grid}"
+
+
+class SphericalMNIST:
+    """Digits on the sphere. Samples are (1, points) in float32, normalised as usual for MNIST.
+
+    Training and validation digits are upright (setting N) or rotated (R). The test sets are those
+    of the table's columns that share this training: N/N and N/R, or R/R.
+    """
+
+    higher_is_better = True
+    metric = "accuracy_percent"
+
+    def __init__(self, run: RunConfig, data_root: Path) -> None:
+        grid = MODELS[run.task, run.model].grid_name(run.data.level)
+        folder = data_root / data_folder(run.data, grid)
+        if not (folder / "card.json").is_file():
+            raise RunError(
+                f"no prepared signals in {folder}: let Snakemake make them, or see "
+                "`python -m data_prep spherical-mnist --help`"
+            )
+        self.card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+        self.label_smoothing = run.train.label_smoothing
+        split = np.load(folder / "split.npz")
+        train_labels = np.load(folder / "train_labels.npy").astype(np.int64)
+        test_labels = np.load(folder / "test_labels.npy").astype(np.int64)
+        train, validation = split["train"], split["validation"]
+        test = np.arange(len(test_labels))
+        n_train, n_test, seed = run.data.n_train, run.data.n_test, run.data.seed
+        total = len(train) + len(validation)
+        if n_train is not None and n_train < total:
+            held_out = round(n_train * len(validation) / total)
+            validation = stratified_subset(train_labels, validation, held_out, seed)
+            train = stratified_subset(train_labels, train, n_train - held_out, seed)
+        if n_test is not None and n_test < len(test):
+            test = stratified_subset(test_labels, test, n_test, seed)
+
+        def signals(name: str) -> np.ndarray:
+            return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+        source = signals(f"train_{run.setting}")
+        self.sets: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {
+            "train": (source, train_labels, train),
+            "validation": (source, train_labels, validation),
+        }
+        self.tests = ("N/N", "N/R") if run.setting == "N" else ("R/R",)
+        for column in self.tests:
+            self.sets[column] = (signals(f"test_{column[-1]}"), test_labels, test)
+        digest = hashlib.sha256()
+        for name in ("train", "validation", *self.tests):
+            digest.update(np.ascontiguousarray(self.sets[name][2], dtype="<i8").tobytes())
+        self.facts = {
+            "card": self.card,
+            "split_sha256": digest.hexdigest(),
+            "counts": {name: self.size(name) for name in self.sets},
+        }
+
+    def size(self, name: str) -> int:
+        """Samples in the set `train`, `validation` or a test column."""
+        return len(self.sets[name][2])
+
+    def batch(self, name: str, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Samples of a set by position: signals (B, 1, points) float32 and labels (B,).
+
+        Raises:
+            RunError: if a signal is not finite.
+        """
+        signals, labels, indices = self.sets[name]
+        chosen = indices[positions]
+        x = torch.from_numpy(np.ascontiguousarray(signals[chosen])).float()
+        if not torch.isfinite(x).all():
+            bad = chosen[~torch.isfinite(x).all(dim=1).numpy()][0]
+            raise RunError(f"signal {bad} of set {name} is not finite: prepare the data again")
+        return x.div_(255).sub_(MNIST_MEAN).div_(MNIST_STD)[:, None], torch.from_numpy(
+            labels[chosen]
+        )
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy with label smoothing, mean over the batch."""
+        return functional.cross_entropy(output, target, label_smoothing=self.label_smoothing)
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The predicted class of each sample."""
+        return output.argmax(dim=1)
+
+    def score(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        """Accuracy in percent."""
+        return {self.metric: 100 * float(np.mean(predictions == targets))}
+
+
+TASK_CLASSES = {"spherical_mnist": SphericalMNIST}

@@ -1,0 +1,193 @@
+"""Layers on fields, in the spectral form: equivariant up to the discretisation.
+
+Layout of a field: (vertex, fibre coordinate, channel, batch), see `pdo.operators` for the fibre.
+In this order every step is a CSR product or a batched GEMM, with no transposes between them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pdo.frames import east_north_frames
+from pdo.mesh import Icosphere
+from pdo.operators import derivative_matrix, terms, transport_matrix
+from pdo.sparse import SparseOperator
+from pdo.stencils import AVERAGED, StencilSpec, average_stencil, fit_stencil, restrict
+
+
+class PDOConv(nn.Module):
+    """Group layer: out_m = sum over s, k of W_{m,s,k} D_{s,k} f_{m-s} (design of the paper's
+    eq. for Phi, in fibre modes; ours).
+
+    D are the identity, h^2 Laplacian, h eth, h^2 eth^2 and conjugates, W complex and shared by all
+    vertices, W_{-m,-s,k} = conj W_{m,s,k}. With `input_orders = 0` the input is a signal on the
+    sphere and this is the lifting layer Psi.
+
+    Shapes: (V, 2 input_orders + 1, C_in, B) -> (V, 2 orders + 1, C_out, B).
+    """
+
+    def __init__(
+        self,
+        mesh: Icosphere,
+        in_fields: int,
+        out_fields: int,
+        orders: int,
+        input_orders: int | None = None,
+        stencil: StencilSpec = AVERAGED,
+    ) -> None:
+        super().__init__()
+        input_orders = orders if input_orders is None else input_orders
+        reached = min(orders, input_orders + 2)  # second derivatives raise the order by two
+        self.out_fields, self.unreached = out_fields, 2 * (orders - reached)
+        frames = east_north_frames(mesh.vertices)
+        self.average = None
+        if stencil.average:
+            ring = average_stencil(mesh, frames)
+            matrix = transport_matrix(ring, ring.weights[:, 0], input_orders, len(mesh), len(mesh))
+            self.average = SparseOperator(matrix)
+        fit = fit_stencil(mesh, frames, stencil)
+        self.derivatives = SparseOperator(
+            derivative_matrix(fit, mesh.mean_edge, input_orders, reached, len(mesh))
+        )
+        self.weights = nn.ParameterList()
+        for m in range(reached + 1):
+            count = len(terms(m, input_orders))
+            if m == 0:  # real weights: one for each real row
+                count = sum(1 if t.n == 0 else 2 for t in terms(0, input_orders))
+            fan_in = (1 if m == 0 else 2) * count * in_fields
+            shape = (count, out_fields, in_fields) if m == 0 else (2, count, out_fields, in_fields)
+            self.weights.append(nn.Parameter(torch.randn(shape) * math.sqrt(2 / fan_in)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, n, c, b = x.shape
+        x = x.reshape(v * n, c * b)
+        if self.average is not None:
+            x = self.average(x)
+        mixed = _Mix.apply(self.derivatives(x).view(-1, b), v, *map(_real_weights, self.weights))
+        out = mixed.view(v, -1, self.out_fields, b)
+        return nn.functional.pad(out, (0, 0, 0, 0, 0, self.unreached)) if self.unreached else out
+
+
+def _real_weights(w: Tensor) -> Tensor:
+    """The GEMM matrix of one order: (parts * C_out, rows * C_in)."""
+    if w.dim() == 3:
+        return w.transpose(0, 1).flatten(1)
+    re, im = w
+    blocks = torch.stack([torch.stack([re, -im]), torch.stack([im, re])])  # out part, in part, term
+    return blocks.permute(0, 3, 2, 1, 4).flatten(2, 4).flatten(0, 1)
+
+
+class _Mix(torch.autograd.Function):
+    """Channel mixing, order by order: out (V, rows of all orders, B), where the rows of order m are
+    its matrix times its block (V, K_m, B) of x. The blocks of x stand one below the other."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, v: int, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        out = x.new_empty(v, sum(len(w) for w in weights), x.shape[1])
+        for w, block, rows in _orders(x, v, weights):
+            out[:, rows] = torch.bmm(w.expand(v, -1, -1), block)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        v = len(grad)
+        grad = grad.contiguous()
+        grad_x = torch.empty_like(x)
+        grad_blocks = _orders(grad_x, v, weights)
+        grad_weights = []
+        for (w, block, rows), (_, grad_block, _) in zip(
+            _orders(x, v, weights), grad_blocks, strict=True
+        ):
+            torch.bmm(w.t().expand(v, -1, -1), grad[:, rows], out=grad_block)
+            zero = torch.zeros_like(w)
+            grad_weights.append(torch.addbmm(zero, grad[:, rows], block.transpose(1, 2), beta=0))
+        return grad_x, None, *grad_weights
+
+
+def _orders(x: Tensor, v: int, weights: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Each order's matrix, its block of x as (V, K_m, B), and its rows in the output."""
+    start = row = 0
+    for w in weights:
+        block = x[start : start + v * w.shape[1]].view(v, w.shape[1], -1)
+        yield w, block, slice(row, row + len(w))
+        start, row = start + v * w.shape[1], row + len(w)
+
+
+class FieldNorm(nn.Module):
+    """Batch normalisation of regular fields: one mean, variance and affine pair for each field,
+    shared by its whole fibre (so it commutes with rotations). Shape (V, N, C, B), kept."""
+
+    def __init__(self, fields: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.gain = nn.Parameter(torch.ones(fields))
+        self.bias = nn.Parameter(torch.zeros(fields))
+        self.register_buffer("mean", torch.zeros(fields))
+        self.register_buffer("variance", torch.ones(fields))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            mean = x[:, 0].mean(dim=(0, 2))
+            power = x.square().sum(1).mean(dim=(0, 2))
+            variance = power - mean.square()
+            with torch.no_grad():
+                self.mean.lerp_(mean, self.momentum)
+                self.variance.lerp_(variance, self.momentum)
+        else:
+            mean, variance = self.mean, self.variance
+        scale = self.gain * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        x = x * scale[:, None]
+        return torch.cat([x[:, :1] + shift[:, None], x[:, 1:]], dim=1)
+
+
+class FibreReLU(nn.Module):
+    """ReLU on `samples` equidistant orientations of the fibre, back to modes |n| <= orders."""
+
+    def __init__(self, orders: int, samples: int) -> None:
+        super().__init__()
+        phi = 2 * np.pi * np.arange(samples) / samples
+        basis = [np.ones(samples)]
+        for n in range(1, orders + 1):
+            basis += [np.sqrt(2) * np.cos(n * phi), np.sqrt(2) * np.sin(n * phi)]
+        basis = torch.tensor(np.stack(basis, axis=1), dtype=torch.get_default_dtype())
+        self.register_buffer("basis", basis, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, _, c, b = x.shape
+        values = torch.relu(torch.matmul(self.basis, x.flatten(2)))
+        return torch.matmul(self.basis.t() / len(self.basis), values).view(v, -1, c, b)
+
+
+class Pool(nn.Module):
+    """Average over the nearest ring, taken at the vertices of the next coarser mesh.
+    (V, N, C, B) -> (V / 4, N, C, B)."""
+
+    def __init__(self, mesh: Icosphere, coarse: Icosphere, orders: int) -> None:
+        super().__init__()
+        ring = restrict(average_stencil(mesh, east_north_frames(mesh.vertices)), len(coarse))
+        matrix = transport_matrix(ring, ring.weights[:, 0], orders, len(coarse), len(mesh))
+        self.operator = SparseOperator(matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, n, c, b = x.shape
+        return self.operator(x.reshape(-1, c * b)).view(-1, n, c, b)
+
+
+class InvariantReadout(nn.Module):
+    """Mean over the fibre (mode 0) and area-weighted over the sphere: (V, N, C, B) -> (B, C)."""
+
+    def __init__(self, mesh: Icosphere) -> None:
+        super().__init__()
+        areas = torch.tensor(mesh.vertex_areas / (4 * np.pi), dtype=torch.get_default_dtype())
+        self.register_buffer("areas", areas, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("v,vcb->bc", self.areas, x[:, 0])

@@ -1,0 +1,59 @@
+"""A fixed sparse matrix as a module: y = A x, with the transpose kept for the backward pass."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+# Said once a process and of no use to a user.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+
+
+class _Product(torch.autograd.Function):
+    """torch would transpose a CSR matrix anew in every backward pass; we hand it over."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
+        ctx.matrices = matrix, transpose
+        return matrix @ x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        matrix, transpose = ctx.matrices
+        return _Product.apply(grad.contiguous(), transpose, matrix), None, None
+
+
+class SparseOperator(nn.Module):
+    """y = A x for a fixed A (m, n) and dense x (n, K), as a CSR product.
+
+    Indices and values are buffers outside the state dict: they follow `.to()` and `.double()`,
+    and are made anew from the geometry when a network is built.
+    """
+
+    def __init__(self, matrix: sparse.csr_array) -> None:
+        super().__init__()
+        self.shape = matrix.shape
+        for name, part in (("a", matrix.tocsr()), ("t", matrix.T.tocsr())):
+            part.sort_indices()
+            self.register_buffer(f"{name}_rows", _index(part.indptr), persistent=False)
+            self.register_buffer(f"{name}_cols", _index(part.indices), persistent=False)
+            values = torch.from_numpy(part.data.astype(np.float64)).to(torch.get_default_dtype())
+            self.register_buffer(f"{name}_values", values, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        m, n = self.shape
+        matrix = torch.sparse_csr_tensor(
+            self.a_rows, self.a_cols, self.a_values, (m, n), check_invariants=False
+        )
+        transpose = torch.sparse_csr_tensor(
+            self.t_rows, self.t_cols, self.t_values, (n, m), check_invariants=False
+        )
+        return _Product.apply(x, matrix, transpose)
+
+
+def _index(indices: np.ndarray) -> Tensor:
+    return torch.from_numpy(indices.astype(np.int32))

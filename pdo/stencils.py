@@ -1,0 +1,154 @@
+"""Derivatives of a signal at mesh vertices, by least squares from its values nearby.
+
+In the paper's chart at P (orthographic along the frame: a = e1.Q, b = e2.Q) the Taylor expansion
+f(Q) = f + a d1 + b d2 + a^2/2 d11 + ab d12 + b^2/2 d22 + O(rho^3) is fitted to the values at the
+vertices within some rings of P. The fit is linear in those values: its coefficients are the
+stencil.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import factorial
+
+import numpy as np
+
+from pdo.frames import transport_angles
+from pdo.mesh import Icosphere
+
+DERIVATIVES = ("value", "d1", "d2", "d11", "d12", "d22")
+
+
+@dataclass(frozen=True)
+class StencilSpec:
+    """How derivatives are estimated.
+
+    rings: neighbours within this many edges enter the fit.
+    sigma: width of the Gaussian weights exp(-(rho / sigma h)^2 / 2) of the squared residuals, in
+        mean edges h; None weighs all neighbours alike.
+    order: degree of the fitted polynomial (2 as in the paper, or more).
+    free_value: fit f(P) too, instead of demanding that the polynomial pass through it (the paper).
+        The fitted value then replaces the identity operator: it is a smoothed one.
+    average: first average each signal over its nearest ring; the fit sees the averages.
+    """
+
+    rings: int = 1
+    sigma: float | None = None
+    order: int = 2
+    free_value: bool = False
+    average: bool = False
+
+
+PAPER = StencilSpec()
+"""The paper's fit: six (five) nearest neighbours, polynomial through the centre."""
+GAUSSIAN = StencilSpec(rings=2, sigma=1.0, free_value=True)
+"""Two rings, Gaussian weights, free constant term."""
+AVERAGED = StencilSpec(average=True)
+"""One averaging over the nearest ring, then the paper's fit: as smooth as GAUSSIAN, cheaper."""
+
+
+@dataclass(frozen=True)
+class Stencil:
+    """Linear maps from the values at vertices Q (`cols`) to quantities at vertices P (`rows`).
+
+    rows, cols: (E,) vertex indices, sorted by rows.
+    weights: (E, K), one column for each quantity.
+    angles: (E,) transport angles theta_PQ: a fibre mode of order n at Q counts e^{i n theta} at P.
+    """
+
+    rows: np.ndarray
+    cols: np.ndarray
+    weights: np.ndarray
+    angles: np.ndarray
+
+
+def fit_stencil(mesh: Icosphere, frames: np.ndarray, spec: StencilSpec) -> Stencil:
+    """Stencil of the six quantities DERIVATIVES at every vertex (`spec.average` is left to others).
+
+    Raises:
+        ValueError: if the neighbours are too few for the polynomial.
+    """
+    near = mesh.neighbourhood(spec.rings)
+    rows = np.repeat(np.arange(len(mesh)), np.diff(near.indptr))
+    cols = near.indices.astype(np.int64)
+    chart = np.einsum("eji,ej->ei", frames[rows][..., :2], mesh.vertices[cols])
+    weights = np.zeros((len(rows), len(DERIVATIVES)))
+    counts = np.diff(near.indptr)
+    for count in np.unique(counts):  # vertices with equally many neighbours are solved together
+        entries = near.indptr[:-1][counts == count, None] + np.arange(count)
+        is_centre = cols[entries] == rows[entries]
+        solve = _fit_free if spec.free_value else _fit_through_centre
+        weights[entries] = solve(chart[entries], is_centre, mesh.mean_edge, spec)
+    angles = transport_angles(frames[rows], frames[cols])
+    return Stencil(rows, cols, weights, angles)
+
+
+def average_stencil(mesh: Icosphere, frames: np.ndarray) -> Stencil:
+    """Equal-weight average over each vertex and its nearest ring (one quantity)."""
+    near = mesh.neighbourhood(1)
+    counts = np.diff(near.indptr)
+    rows = np.repeat(np.arange(len(mesh)), counts)
+    cols = near.indices.astype(np.int64)
+    angles = transport_angles(frames[rows], frames[cols])
+    return Stencil(rows, cols, (1 / counts)[rows][:, None], angles)
+
+
+def restrict(stencil: Stencil, n_rows: int) -> Stencil:
+    """The stencil at the first `n_rows` vertices only: those of a coarser mesh."""
+    keep = stencil.rows < n_rows
+    return replace(
+        stencil,
+        rows=stencil.rows[keep],
+        cols=stencil.cols[keep],
+        weights=stencil.weights[keep],
+        angles=stencil.angles[keep],
+    )
+
+
+def _monomials(chart: np.ndarray, order: int) -> np.ndarray:
+    """a^p b^q / (p! q!) up to degree `order`, so that coefficients are derivatives; by degree."""
+    a, b = chart[..., 0], chart[..., 1]
+    powers = [(degree - q, q) for degree in range(order + 1) for q in range(degree + 1)]
+    return np.stack([a**p * b**q / (factorial(p) * factorial(q)) for p, q in powers], axis=-1)
+
+
+def _residual_weights(chart: np.ndarray, edge: float, spec: StencilSpec) -> np.ndarray:
+    """Square roots of the weights of the squared residuals."""
+    if spec.sigma is None:
+        return np.ones(chart.shape[:-1])
+    rho = np.linalg.norm(chart, axis=-1) / (spec.sigma * edge)
+    return np.exp(-(rho**2) / 4)
+
+
+def _solve(design: np.ndarray, weights: np.ndarray, neighbours: int) -> np.ndarray:
+    """Rows of the weighted pseudo-inverse for the six quantities, (G, neighbours, n)."""
+    if design.shape[-2] < design.shape[-1]:
+        raise ValueError(
+            f"{neighbours} neighbours are too few to fit {design.shape[-1]} coefficients: "
+            "take more rings or a lower order"
+        )
+    scale = np.abs(design).max(axis=(0, 1))  # columns of h^0..h^order: balance before inverting
+    inverse = np.linalg.pinv(design / scale * weights[..., None]) / scale[:, None]
+    return np.swapaxes(inverse * weights[:, None, :], -1, -2)
+
+
+def _fit_free(
+    chart: np.ndarray, is_centre: np.ndarray, edge: float, spec: StencilSpec
+) -> np.ndarray:
+    design = _monomials(chart, spec.order)
+    return _solve(design, _residual_weights(chart, edge, spec), chart.shape[1])[..., :6]
+
+
+def _fit_through_centre(
+    chart: np.ndarray, is_centre: np.ndarray, edge: float, spec: StencilSpec
+) -> np.ndarray:
+    """Fit f(Q) - f(P) without a constant term; the value itself is f(P)."""
+    groups, count = is_centre.shape
+    ring = chart[~is_centre].reshape(groups, count - 1, 2)
+    design = _monomials(ring, spec.order)[..., 1:]
+    solution = _solve(design, _residual_weights(ring, edge, spec), count - 1)[..., :5]
+    weights = np.zeros((groups, count, 6))
+    weights[~is_centre, 1:] = solution.reshape(-1, 5)
+    weights[is_centre, 1:] = -solution.sum(axis=1)
+    weights[is_centre, 0] = 1
+    return weights

@@ -1,0 +1,106 @@
+"""Configuration: what is refused and how, what is generated, what a hash depends on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import config
+from bench.config import load_protocol, parse_protocol, planned_runs
+from bench.errors import ConfigError
+from tests.conftest import tiny_protocol, tiny_run
+
+CONFIG = Path(__file__).parents[2] / "config"
+PROTOCOLS = ("test", "default", "workstation", "paper")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_shipped_protocols_are_valid_and_plan_every_model(name):
+    protocol = load_protocol(CONFIG / f"{name}.yaml")
+    assert protocol.protocol == name
+    runs = planned_runs(protocol)
+    assert {r.model for r in runs} == set(config.models_of("spherical_mnist"))
+    assert {r.setting for r in runs} == {"N", "R"}
+    assert len({r.key for r in runs}) == len(runs) == len({r.hash for r in runs})
+
+
+def test_protocols_keep_their_promises():
+    sizes = {name: load_protocol(CONFIG / f"{name}.yaml") for name in PROTOCOLS}
+    data = {name: p.tasks["spherical_mnist"].data for name, p in sizes.items()}
+    assert data["paper"].n_train is None and data["paper"].level == 4 and sizes["paper"].seeds == 5
+    assert data["workstation"].n_train == 12_000 and data["workstation"].level == 4
+    assert data["workstation"].n_test is None and sizes["workstation"].seeds == 3
+    assert sizes["default"].seeds == 2 and "NOT THE PAPER" in sizes["default"].notice
+    assert data["test"].source == "synthetic" and "not MNIST" in sizes["test"].notice
+
+
+def test_generated_files_are_current():
+    """Mend with `python -m bench config`."""
+    assert (CONFIG / "schema.json").read_text() == config.json_schema()
+    assert (CONFIG / "reference.yaml").read_text() == config.reference_yaml()
+
+
+def test_reference_is_itself_a_protocol_with_all_defaults():
+    tree = yaml.safe_load(config.reference_yaml())
+    assert parse_protocol(tree) == config.ProtocolConfig()
+
+
+def spoilt(path: str, value: object) -> dict:
+    """The tiny protocol with one key set, by its dotted path."""
+    tree = node = json.loads(json.dumps(tiny_protocol()))
+    *parents, last = path.split(".")
+    for name in parents:
+        node = node.setdefault(name, {})
+    node[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("seedz", 3, "unknown key in configuration 'seedz': did you mean 'seeds'?"),
+        ("tasks.sphericl_mnist", {}, "unknown task 'sphericl_mnist': did you mean 'spherical_m"),
+        ("tasks.spherical_mnist.models", ["ugscnn"], "did you mean 'UGSCNN'?"),
+        ("tasks.spherical_mnist.models", ["PDO-eS2CNN-smal"], "did you mean 'PDO-eS2CNN-small'?"),
+        ("tasks.spherical_mnist.settings", ["Q"], "unknown setting of task spherical_mnist 'Q'"),
+        ("tasks.spherical_mnist.data.levle", 3, "'levle': did you mean 'level'?"),
+        ("tasks.spherical_mnist.data.level", 9, "data.level: input should be less than or equal"),
+        ("tasks.spherical_mnist.train.epoch", 3, "did you mean 'epochs'?"),
+        ("tasks.spherical_mnist.train.epochs", 0, "epochs: input should be greater than"),
+        ("tasks.spherical_mnist.model.UGSCNN", {"options": {"dropuot": 0}}, "'dropout'"),
+        ("seeds", "many", "seeds: input should be a valid integer"),
+    ],
+)
+def test_bad_configuration_is_one_line_with_the_nearest_name(path, value, message):
+    with pytest.raises(ConfigError) as error:
+        parse_protocol(spoilt(path, value))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_protocol_names_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match="unknown protocol 'papper': did you mean 'paper'"):
+        load_protocol(CONFIG / "papper.yaml")
+    (tmp_path / "broken.yaml").write_text("seeds: [1\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml is not YAML"):
+        load_protocol(tmp_path / "broken.yaml")
+
+
+def test_recipe_then_protocol_then_model_decide():
+    tree = tiny_protocol()
+    task = tree["tasks"]["spherical_mnist"]
+    task["train"] = {"epochs": 7}
+    task["model"] = {"UGSCNN": {"train": {"batch_size": 8}, "options": {"dropout": 0.1}}}
+    runs = {r.model: r for r in planned_runs(parse_protocol(tree))}
+    assert runs["UGSCNN"].train.learning_rate == 1e-2  # its recipe
+    assert runs["UGSCNN"].train.epochs == 7
+    assert runs["UGSCNN"].train.batch_size == 8
+    assert runs["UGSCNN"].options == {"dropout": 0.1}
+    assert runs["PDO-eS2CNN-small"].options == {}
+
+
+def test_hash_depends_on_content_alone():
+    assert tiny_run().hash == tiny_run().hash
+    assert tiny_run().hash != tiny_run(epochs=3).hash
+    assert tiny_run().hash != tiny_run(seed=1).hash

@@ -1,0 +1,216 @@
+"""Layers: gauge independence, symmetry, gradients, and the analysis behind eth."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+from scipy.special import sph_harm_y
+
+from pdo import layers
+from pdo.frames import east_north_frames, turn_frames
+from pdo.layers import FibreReLU, FieldNorm, InvariantReadout, PDOConv, Pool
+from pdo.mesh import Icosphere
+from pdo.operators import derivative_matrix, terms, transport_matrix
+from pdo.sparse import SparseOperator
+from pdo.stencils import AVERAGED, GAUSSIAN, PAPER, StencilSpec, average_stencil, fit_stencil
+
+MESH, COARSE = Icosphere(3), Icosphere(2)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def stack(spec, orders=2):
+    """Lifting, two group layers, pooling: the linear part of a network."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        PDOConv(MESH, 2, 3, orders, 0, spec),
+        PDOConv(MESH, 3, 4, orders, orders, spec),
+        PDOConv(MESH, 4, 2, orders, orders, spec),
+        Pool(MESH, COARSE, orders),
+    )
+
+
+def signal(seed=0, batch=3):
+    rng = np.random.default_rng(seed)
+    return torch.tensor(rng.standard_normal((len(MESH), 1, 2, batch)))
+
+
+@pytest.mark.parametrize("spec", [PAPER, GAUSSIAN, AVERAGED, StencilSpec(rings=3, order=4)])
+@pytest.mark.parametrize("orders", [1, 2, 4])
+def test_invariants_do_not_depend_on_the_gauge(monkeypatch, spec, orders):
+    x = signal()
+    plain = stack(spec, orders)(x)
+    gauge = np.random.default_rng(1).uniform(-np.pi, np.pi, len(MESH))
+    monkeypatch.setattr(
+        layers,
+        "east_north_frames",
+        lambda points: turn_frames(east_north_frames(points), gauge[: len(points)]),
+    )
+    turned = stack(spec, orders)(x)
+    scale = plain.detach().abs().max()
+    torch.testing.assert_close(plain[:, 0] / scale, turned[:, 0] / scale, atol=1e-10, rtol=0)
+    for n in range(1, orders + 1):  # modes turn by a phase, so their modulus is invariant
+        a, b = (y[:, 2 * n - 1 : 2 * n + 1].square().sum(1) / scale**2 for y in (plain, turned))
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+    phase = np.exp(-1j * gauge[: len(COARSE)])[:, None, None]
+    before, after = ((y[:, 1] + 1j * y[:, 2]).detach().numpy() for y in (plain, turned))
+    scale = scale.item()
+    np.testing.assert_allclose(after / scale, before * phase / scale, atol=1e-10)
+
+
+@pytest.mark.parametrize("spec", [PAPER, GAUSSIAN, AVERAGED])
+def test_turning_the_icosahedron_turns_the_output(spec):
+    """A rotation of the mesh about another 5-fold axis permutes vertices; so it does outputs."""
+    axis = MESH.vertices[1]
+    rotation = Rotation.from_rotvec(2 * np.pi / 5 * axis).as_matrix()
+    _, image = cKDTree(MESH.vertices).query(MESH.vertices @ rotation.T)
+    coarse_image = image[: len(COARSE)]
+    x = signal()
+    turned = torch.empty_like(x)
+    turned[image] = x  # (pi f)(R v) = f(v)
+    net = stack(spec)
+    before, after = net(x)[:, 0], net(turned)[:, 0]
+    torch.testing.assert_close(
+        after[coarse_image], before, atol=1e-9 * float(before.detach().abs().max()), rtol=0
+    )
+
+
+def test_conj_eth_eth_is_the_laplacian_on_harmonics():
+    """conj(eth) eth Y_l = -l (l + 1) Y_l through two group operators; falls with h."""
+
+    def error(level, degree=3, m=2):
+        mesh, eigenvalue = Icosphere(level), degree * (degree + 1)
+        frames = east_north_frames(mesh.vertices)
+        stencil = fit_stencil(mesh, frames, GAUSSIAN)
+        x, y, z = mesh.vertices.T
+        f = sph_harm_y(degree, m, np.arccos(z), np.arctan2(y, x)).real
+        first = derivative_matrix(stencil, 1.0, 0, 1, len(mesh)) @ f
+        eth = first[2 * len(mesh) :].reshape(-1, 2) / np.sqrt(2)  # order 1: eth of mode 0
+        assert [t.operator for t in terms(1, 0)] == [2]
+        field = np.zeros((len(mesh), 3))
+        field[:, 1:] = eth
+        second = derivative_matrix(stencil, 1.0, 1, 0, len(mesh)) @ field.ravel()
+        back = second.reshape(len(mesh), -1)[:, 2]  # rows: I f0, L f0, Re and Im of conj(eth) f1
+        return np.sqrt(np.mean((back / eigenvalue + f) ** 2) / np.mean(f**2))
+
+    assert error(4) < error(3) / 3 < error(2) / 9
+
+
+def test_eth_squared_of_a_harmonic_has_the_known_norm():
+    """int |eth^2 Y_l|^2 = (l+2)! / (l-2)! int |Y_l|^2."""
+    mesh = Icosphere(5)
+    frames = east_north_frames(mesh.vertices)
+    stencil = fit_stencil(mesh, frames, PAPER)
+    x, y, z = mesh.vertices.T
+    f = sph_harm_y(2, 1, np.arccos(z), np.arctan2(y, x)).real
+    out = derivative_matrix(stencil, 1.0, 0, 2, len(mesh)) @ f
+    eth2 = out[-2 * len(mesh) :].reshape(-1, 2) / np.sqrt(2)
+    ratio = (mesh.vertex_areas @ np.sum(eth2**2, axis=1)) / (mesh.vertex_areas @ f**2)
+    assert ratio == pytest.approx(24, rel=5e-3)
+
+
+def test_transport_matrix_keeps_a_parallel_field_along_the_equator():
+    """The average of mode n is itself where frames agree; its modulus never grows."""
+    frames = east_north_frames(MESH.vertices)
+    ring = average_stencil(MESH, frames)
+    matrix = transport_matrix(ring, ring.weights[:, 0], 2, len(MESH), len(MESH))
+    rng = np.random.default_rng(0)
+    field = rng.standard_normal((len(MESH), 5))
+    out = (matrix @ field.ravel()).reshape(-1, 5)
+    for n in (1, 2):
+        modulus = np.hypot(*field[:, 2 * n - 1 : 2 * n + 1].T)
+        assert (np.hypot(*out[:, 2 * n - 1 : 2 * n + 1].T) <= modulus.max() + 1e-12).all()
+    np.testing.assert_allclose(
+        matrix @ np.tile([1.0, 0, 0, 0, 0], len(MESH)),
+        np.tile([1.0, 0, 0, 0, 0], len(MESH)),
+        atol=1e-12,
+    )
+
+
+def test_gradients():
+    mesh = Icosphere(1)
+    conv = PDOConv(mesh, 2, 3, 2, 2, AVERAGED)
+    x = torch.randn(len(mesh), 5, 2, 2, requires_grad=True)
+    assert torch.autograd.gradcheck(conv, (x,), fast_mode=True)
+    for weight in conv.weights:
+        direction, step = torch.randn_like(weight), 1e-6
+        loss = (conv(x) ** 2).sum()
+        (gradient,) = torch.autograd.grad(loss, weight)
+        with torch.no_grad():
+            weight += step * direction
+            above = (conv(x) ** 2).sum()
+            weight -= 2 * step * direction
+            below = (conv(x) ** 2).sum()
+            weight += step * direction
+        torch.testing.assert_close(
+            (gradient * direction).sum(), (above - below) / (2 * step), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_sparse_operator_is_the_matrix_and_follows_dtype():
+    ring = average_stencil(COARSE, east_north_frames(COARSE.vertices))
+    matrix = transport_matrix(ring, ring.weights[:, 0], 1, len(COARSE), len(COARSE))
+    operator = SparseOperator(matrix)
+    x = torch.randn(matrix.shape[1], 4, requires_grad=True)
+    torch.testing.assert_close(operator(x), torch.tensor(matrix.toarray()) @ x)
+    assert torch.autograd.gradcheck(operator, (x,), fast_mode=True)
+    assert operator.float()(x.float()).dtype == torch.float32
+    assert not operator.state_dict()
+
+
+@pytest.mark.parametrize("samples", [5, 8])
+def test_fibre_relu_commutes_with_turns_by_a_sample(samples):
+    relu = FibreReLU(2, samples)
+    x = torch.randn(7, 5, 2, 3)
+    turn = 2 * np.pi / samples
+
+    def turned(field):
+        out = field.clone()
+        for n in (1, 2):
+            re, im = field[:, 2 * n - 1], field[:, 2 * n]
+            c, s = np.cos(n * turn), np.sin(n * turn)
+            out[:, 2 * n - 1], out[:, 2 * n] = c * re - s * im, s * re + c * im
+        return out
+
+    torch.testing.assert_close(relu(turned(x)), turned(relu(x)))
+
+
+def test_fibre_relu_is_the_identity_on_positive_fields_and_zero_on_negative():
+    relu = FibreReLU(2, 8)
+    x = torch.randn(7, 5, 2, 3)
+    x[:, 0] = 20
+    torch.testing.assert_close(relu(x), x)
+    x[:, 0] = -20
+    torch.testing.assert_close(relu(x), torch.zeros_like(x))
+
+
+def test_field_norm_normalises_the_whole_fibre():
+    norm = FieldNorm(4)
+    x = 3 * torch.randn(50, 5, 4, 6) + 2
+    out = norm(x)
+    values = FibreReLU(2, 8).basis @ out.flatten(2)  # samples of the fibre
+    values = values.view(50, 8, 4, 6)
+    torch.testing.assert_close(values.mean(dim=(0, 1, 3)), torch.zeros(4), atol=1e-10, rtol=0)
+    torch.testing.assert_close(values.pow(2).mean(dim=(0, 1, 3)), torch.ones(4), atol=1e-4, rtol=0)
+
+
+def test_field_norm_uses_its_running_statistics_in_evaluation():
+    norm = FieldNorm(2, momentum=1.0)
+    x = 3 * torch.randn(50, 5, 2, 6) + 2
+    trained = norm(x)
+    torch.testing.assert_close(norm.eval()(x), trained)
+
+
+def test_readout_integrates_over_the_sphere():
+    x = torch.zeros(len(MESH), 5, 1, 1)
+    z = torch.tensor(MESH.vertices[:, 2])
+    x[:, 0, 0, 0] = z**2
+    assert InvariantReadout(MESH)(x).item() == pytest.approx(1 / 3, abs=1e-3)
+    x[:, 0, 0, 0] = 1
+    assert InvariantReadout(MESH)(x).item() == pytest.approx(1, abs=1e-12)

@@ -1,0 +1,73 @@
+# Helpers of the rules; no rules here.
+import glob
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, workflow.basedir)
+
+from bench.config import parse_protocol, planned_runs
+from bench.errors import ConfigError
+from bench.registry import MODELS, TASKS
+from bench.tasks import data_folder
+
+try:
+    PROTOCOL = parse_protocol(config)
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+RUNS = {run.key: run for run in planned_runs(PROTOCOL)}
+TABLES = [
+    f"results/tables/table{TASKS[task].table}.{suffix}"
+    for task in PROTOCOL.tasks
+    for suffix in ("csv", "md", "tex", "html")
+]
+
+# One GPU a run where there are GPUs; a profile says how many there are (`resources: gpu=...`).
+GPUS = 1 if glob.glob("/dev/nvidia[0-9]*") else 0
+
+# Runs are single-threaded and independent. `--cores 8` on 2 processors starts 2 at a time, not 8:
+# a run takes its share of the cores it was promised.
+THREADS = (
+    max(1, workflow.cores // len(os.sched_getaffinity(0))) if workflow.cores else 1
+)
+
+
+def run_of(wildcards):
+    key = "{protocol}/{task}/{model}/{setting}/seed{seed}".format(**wildcards)
+    if key not in RUNS:
+        raise WorkflowError(f"{key} is not a run of protocol {PROTOCOL.protocol}")
+    return RUNS[key]
+
+
+def run_json(wildcards):
+    return run_of(wildcards).canonical_json()
+
+
+def prepared_data(wildcards):
+    run = run_of(wildcards)
+    grid = MODELS[run.task, run.model].grid_name(run.data.level)
+    return f"data/{data_folder(run.data, grid)}/card.json"
+
+
+def print_tables():
+    for path in TABLES:
+        print(os.path.abspath(path))
+    print(
+        "runs: results/runs, tracking: "
+        + os.environ.get("MLFLOW_TRACKING_URI", "results/mlflow.db")
+    )
+
+
+def raw_digits(wildcards):
+    return rules.fetch_mnist.output if wildcards.source == "mnist" else []
+
+
+def preparation_options(wildcards):
+    data = PROTOCOL.tasks["spherical_mnist"].data
+    options = f"--seed {data.seed} --rotation-chunk {data.rotation_chunk}"
+    options += " --legacy-bilinear" if data.legacy_bilinear else ""
+    if data.source == "synthetic":
+        return f"{options} --synthetic {data.n_train} {data.n_test}"
+    return f"{options} --raw data/raw/mnist"

@@ -1,0 +1,21 @@
+# One job is one run. Its checkpoint stands beside metrics.json and is no output: Snakemake deletes
+# the outputs of a job that was interrupted.
+
+
+rule train:
+    input:
+        data=ancient(prepared_data),
+        tracker=ancient("results/.tracking_ready"),
+    output:
+        "results/runs/{protocol}/{task}/{model}/{setting}/seed{seed}/metrics.json",
+    log:
+        "results/logs/train/{protocol}/{task}/{model}/{setting}/seed{seed}.log",
+    threads: THREADS
+    resources:
+        gpu=GPUS,
+    params:
+        run=run_json,
+        tracking="" if PROTOCOL.tracking else "--no-tracking",
+    shell:
+        "python -m bench train --run {params.run:q} --gpus {resources.gpu} {params.tracking}"
+        " > {log} 2>&1"
