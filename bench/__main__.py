@@ -15,9 +15,7 @@ from bench import config, tracking
 from bench.config import ProtocolConfig, RunConfig
 from bench.engine import Interrupted, train
 from bench.errors import ConfigError, RunError, unknown
-from bench.record import record
 from bench.registry import MODELS
-from bench.tables import command, write_tables
 from data_prep.files import DataError, atomic_path
 
 CONFIG = Path("config")
@@ -109,11 +107,16 @@ def _named_run(protocol: ProtocolConfig, options: argparse.Namespace) -> RunConf
 
 
 def _tables(options: argparse.Namespace) -> None:
+    from bench.tables import write_tables  # pandas and scipy.stats: not at every start
+
     for path in write_tables(_protocol(options.protocol), options.results):
         print(path)
 
 
 def _record(options: argparse.Namespace) -> None:
+    from bench.record import record
+    from bench.tables import command
+
     protocol = _protocol(options.protocol)
     runs = record(protocol, options.results)
     print(f"{len(runs)} runs recorded; made by: {command(protocol)}")

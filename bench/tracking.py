@@ -96,7 +96,7 @@ class TrackedRun:
         with self._harmless():
             client, params = open_store(results), _strings(config)
             stored = find_or_create(client, results, self.key, params)
-            stored.write(params=params, tags=_strings(tags))
+            stored.write(params=params, tags=_tags(tags))
             client.update_run(stored.run.info.run_id, status="RUNNING")
             self.stored, self.epochs = stored, {epoch for _, epoch in stored.logged}
 
@@ -138,15 +138,14 @@ def sync(results: Path) -> int:
             final = json.loads((folder / "metrics.json").read_text())
             params = _strings(yaml.safe_load((folder / "config.yaml").read_text()))
             provenance = json.loads((folder / "provenance.json").read_text())
-            tags, metrics = (
-                _strings(provenance) | {"status": final["status"]},
-                _final_metrics(final),
-            )
-            with open(folder / "history.csv", newline="") as file:
-                for row in csv.DictReader(file):
-                    metrics |= _metrics(row, step=int(row["epoch"]))
+            tags, metrics = _tags(provenance) | {"status": final["status"]}, _final_metrics(final)
+            if (folder / "history.csv").exists():  # not if it diverged in the first epoch
+                with open(folder / "history.csv", newline="") as file:
+                    for row in csv.DictReader(file):
+                        metrics |= _metrics(row, step=int(row["epoch"]))
         except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
-            raise ValueError(f"{folder} cannot be read ({error!r}): remove and rerun it") from error
+            message = f"{folder} cannot be read ({_line(error)}): remove it and run it again"
+            raise ValueError(message) from error
         written = (folder / "metrics.json").stat().st_mtime
         start, end = (_millis(provenance.get(at), written) for at in ("started", "finished"))
         stored = find_or_create(client, results, key, params, metrics, start)
@@ -157,7 +156,7 @@ def sync(results: Path) -> int:
         seeds[parent].append((setting, final))
     for parent, finals in seeds.items():
         changed += find_or_create(client, results, parent).write(_over_seeds(finals))
-    if tables := [path for path in results.glob("tables/*") if path.is_file()]:
+    if tables := list(results.glob("tables/table*")):
         changed += find_or_create(client, results, "all/tables/tables").upload(tables)
     return changed
 
@@ -176,7 +175,16 @@ def _flat(nested: Mapping[str, Any], separator: str) -> dict[str, Any]:
 
 
 def _strings(nested: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value)[:500] for name, value in _flat(nested, ".").items()}
+    """Dotted names, values of at most 500 characters; tuples as the lists that YAML makes them."""
+    return {
+        name: str(list(value) if isinstance(value, tuple) else value)[:500]
+        for name, value in _flat(nested, ".").items()
+    }
+
+
+def _tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Provenance without what has a place elsewhere: params, or provenance.json among the files."""
+    return _strings({name: facts[name] for name in facts if name not in ("config", "packages")})
 
 
 def _metrics(nested: Mapping[str, Any], step: int) -> Metrics:
@@ -224,6 +232,9 @@ def _millis(stamp: Any, otherwise: float) -> int:
     return int(otherwise * 1000)
 
 
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def _warn(what: str, error: Exception) -> None:
-    line = " ".join(str(error).split())[:200]
-    logger.warning("MLflow is off for %s (%s: %s); sync later", what, type(error).__name__, line)
+    logger.warning("MLflow is off for %s (%s); sync later", what, _line(error))

@@ -11,8 +11,8 @@ from pdo.layers import FibreReLU, FieldNorm, InvariantReadout, PDOConv, Pool
 from pdo.mesh import Icosphere
 from pdo.stencils import AVERAGED, StencilSpec
 
-SMALL = ((8,), (16, 16), (24, 24), (40,))
-LARGE = ((8,), (24, 24), (40, 40), (56,))
+SMALL = ((8,), (16, 16), (28, 28), (44,))
+LARGE = ((12,), (28, 28), (44, 44), (64,))
 
 
 class PDOeS2CNN(nn.Module):
