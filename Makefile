@@ -4,21 +4,21 @@ CORES ?= 8
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+IN_ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: all test lint env lock clean-env
 
 all: $(READY)
-	snakemake --cores $(CORES) all
+	$(IN_ENV) snakemake --cores $(CORES) all
 
 test: $(READY)
-	python -m pytest
+	$(IN_ENV) python -m pytest
 
 lint: $(READY)
-	ruff check .
-	ruff format --check .
-	snakefmt --check Snakefile workflow/rules
-	snakemake --lint
+	$(IN_ENV) ruff check .
+	$(IN_ENV) ruff format --check .
+	$(IN_ENV) snakefmt --check Snakefile workflow/rules
+	$(IN_ENV) snakemake --lint
 
 env: $(READY)
 

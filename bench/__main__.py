@@ -18,8 +18,6 @@ from bench.errors import ConfigError, RunError, unknown
 from bench.registry import MODELS
 from data_prep.files import DataError, atomic_path
 
-CONFIG = Path("config")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand; a mendable error is one line on stderr and exit status 1."""
@@ -31,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        return interrupted.exit_status
+        print(f"stopped by {interrupted.signal}; the next start goes on", file=sys.stderr)
+        return int(interrupted.code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 def _protocol(argument: str) -> ProtocolConfig:
     if argument.startswith("{"):
         return config.parse_protocol(json.loads(argument))
-    return config.load_protocol(CONFIG / f"{argument}.yaml")
+    return config.load_protocol(config.protocol_file(argument))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -150,9 +148,9 @@ def _models(options: argparse.Namespace) -> None:
 def _config(options: argparse.Namespace) -> None:
     files = {"schema.json": config.json_schema(), "reference.yaml": config.reference_yaml()}
     for name, text in files.items():
-        with atomic_path(CONFIG / name) as path:
+        with atomic_path(config.CONFIG / name) as path:
             path.write_text(text)
-        print(CONFIG / name)
+        print(config.CONFIG / name)
 
 
 def _keep_freed_memory() -> None:

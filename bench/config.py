@@ -19,6 +19,7 @@ from bench.errors import ConfigError, unknown
 from bench.registry import MODELS, TASKS, models_of
 from pdo.mesh import MAX_LEVEL
 
+CONFIG = Path(__file__).resolve().parent.parent / "config"
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -162,15 +163,27 @@ def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
     return protocol
 
 
+def protocol_file(name: str, whole: bool = False) -> Path | None:
+    """The file in config/ of a protocol; None if there is none and the protocol is `whole` already.
+
+    Raises:
+        ConfigError: if there is no such protocol, with the nearest name.
+    """
+    path = CONFIG / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if whole:
+        return None
+    names = sorted(p.stem for p in CONFIG.glob("*.yaml") if p.stem != "reference")
+    raise unknown("protocol", name, names)
+
+
 def load_protocol(path: Path) -> ProtocolConfig:
     """Read a protocol from a YAML file.
 
     Raises:
-        ConfigError: if there is no such file (with the nearest name) or it is not valid.
+        ConfigError: if it is not valid.
     """
-    if not path.is_file():
-        names = sorted(p.stem for p in path.parent.glob("*.yaml") if p.stem != "reference")
-        raise unknown("protocol", path.stem, names)
     try:
         tree = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

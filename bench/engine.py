@@ -40,12 +40,12 @@ log = logging.getLogger("bench")
 EVALUATION_BATCH = 128
 
 
-class Interrupted(Exception):
-    """A signal stopped the run after its checkpoint was written."""
+class Interrupted(SystemExit):
+    """A signal stopped the run after its checkpoint was written; exit status 128 + signal."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; the next start goes on")
-        self.exit_status = 128 + signum
+        super().__init__(128 + signum)
+        self.signal = signal.Signals(signum).name
 
 
 def train(
@@ -105,8 +105,7 @@ def train(
             tracked.log_epoch(row, progress.epoch)
             _log_epoch(run, row)
         metrics = _finish(run, folder, task, model, progress, best, facts, device)
-        files = ["config.yaml", "history.csv", "provenance.json", "metrics.json"]
-        tracked.finish(metrics, [folder / name for name in files if (folder / name).exists()])
+        tracked.finish(metrics, [p for name in tracking.RUN_FILES if (p := folder / name).exists()])
     saved.unlink(missing_ok=True)
     return metrics
 

@@ -24,7 +24,7 @@ def provenance(run: RunConfig, device: torch.device, data: dict[str, Any]) -> di
     lock = ROOT / "requirements.lock"
     return {
         **git_state(),
-        "command": f"snakemake --cores 2 --configfile config/{run.protocol}.yaml -- "
+        "command": f"snakemake --cores 2 --config protocol={run.protocol} -- "
         f"results/runs/{run.key}/metrics.json",
         "argv": sys.argv,
         "config": run.model_dump(),

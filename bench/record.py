@@ -6,18 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+from bench import tracking
 from bench.config import ProtocolConfig, planned_runs
 from bench.errors import RunError
 from bench.tables import read_metrics, write_tables
 
-RUN_FILES = (
-    "config.yaml",
-    "history.csv",
-    "provenance.json",
-    "predictions.npz",
-    "weights.safetensors",
-    "metrics.json",
-)
+RUN_FILES = (*tracking.RUN_FILES, "weights.safetensors")
 
 
 def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
@@ -27,24 +21,24 @@ def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
         RunError: if a run does not come from a clean commit, or none has finished.
     """
     target = results / "recorded" / protocol.protocol
-    copied = []
-    for run in planned_runs(protocol):
-        if read_metrics(results, run) is None:
-            continue
+    runs = [run for run in planned_runs(protocol) if read_metrics(results, run) is not None]
+    if not runs:
+        raise RunError(f"no finished run of protocol {protocol.protocol}: run `snakemake` first")
+    for run in runs:
         source = results / "runs" / run.key
-        facts = json.loads((source / "provenance.json").read_text())
-        if facts["git_dirty"] is not False:
+        if json.loads((source / "provenance.json").read_text())["git_dirty"] is not False:
             raise RunError(
                 f"{source} does not come from a clean commit: commit, delete it, and run it again"
             )
+    folders = []
+    for run in runs:
         folder = target / "runs" / Path(run.key).relative_to(protocol.protocol)
         folder.mkdir(parents=True, exist_ok=True)
         for name in RUN_FILES:
-            if (source / name).exists():
-                shutil.copy2(source / name, folder / name)
-        copied.append(folder)
-    if not copied:
-        raise RunError(f"no finished run of protocol {protocol.protocol}: run `snakemake` first")
+            source = results / "runs" / run.key / name
+            if source.exists():
+                shutil.copy2(source, folder / name)
+        folders.append(folder)
     for path in write_tables(protocol, results):
         shutil.copy2(path, target / path.name)
-    return copied
+    return folders

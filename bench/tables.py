@@ -132,7 +132,7 @@ def write_tables(protocol: ProtocolConfig, results: Path) -> list[Path]:
 
 def command(protocol: ProtocolConfig) -> str:
     """What makes the tables of a protocol."""
-    return f"snakemake --cores 8 all --configfile config/{protocol.protocol}.yaml"
+    return f"snakemake --cores 8 all --config protocol={protocol.protocol}"
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:

@@ -106,9 +106,17 @@ class _Mix(torch.autograd.Function):
             _orders(x, v, weights), grad_blocks, strict=True
         ):
             torch.bmm(w.t().expand(v, -1, -1), grad[:, rows], out=grad_block)
-            zero = torch.zeros_like(w)
-            grad_weights.append(torch.addbmm(zero, grad[:, rows], block.transpose(1, 2), beta=0))
+            grad_weights.append(_sum_of_products(grad[:, rows], block))
         return grad_x, None, *grad_weights
+
+
+def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
+    """sum over v of a[v] b[v]^T, some vertices at a time to keep the products in cache."""
+    total = a.new_zeros(a.shape[1], b.shape[1])
+    for start in range(0, len(a), 64):
+        chunk = slice(start, start + 64)
+        total += torch.bmm(a[chunk], b[chunk].transpose(1, 2)).sum(0)
+    return total
 
 
 def _orders(x: Tensor, v: int, weights: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, slice]]:
@@ -118,52 +126,6 @@ def _orders(x: Tensor, v: int, weights: Sequence[Tensor]) -> Iterator[tuple[Tens
         block = x[start : start + v * w.shape[1]].view(v, w.shape[1], -1)
         yield w, block, slice(row, row + len(w))
         start, row = start + v * w.shape[1], row + len(w)
-
-
-class FieldNorm(nn.Module):
-    """Batch normalisation of regular fields: one mean, variance and affine pair for each field,
-    shared by its whole fibre (so it commutes with rotations). Shape (V, N, C, B), kept."""
-
-    def __init__(self, fields: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.momentum, self.eps = momentum, eps
-        self.gain = nn.Parameter(torch.ones(fields))
-        self.bias = nn.Parameter(torch.zeros(fields))
-        self.register_buffer("mean", torch.zeros(fields))
-        self.register_buffer("variance", torch.ones(fields))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            mean = x[:, 0].mean(dim=(0, 2))
-            power = x.square().sum(1).mean(dim=(0, 2))
-            variance = power - mean.square()
-            with torch.no_grad():
-                self.mean.lerp_(mean, self.momentum)
-                self.variance.lerp_(variance, self.momentum)
-        else:
-            mean, variance = self.mean, self.variance
-        scale = self.gain * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        x = x * scale[:, None]
-        return torch.cat([x[:, :1] + shift[:, None], x[:, 1:]], dim=1)
-
-
-class FibreReLU(nn.Module):
-    """ReLU on `samples` equidistant orientations of the fibre, back to modes |n| <= orders."""
-
-    def __init__(self, orders: int, samples: int) -> None:
-        super().__init__()
-        phi = 2 * np.pi * np.arange(samples) / samples
-        basis = [np.ones(samples)]
-        for n in range(1, orders + 1):
-            basis += [np.sqrt(2) * np.cos(n * phi), np.sqrt(2) * np.sin(n * phi)]
-        basis = torch.tensor(np.stack(basis, axis=1), dtype=torch.get_default_dtype())
-        self.register_buffer("basis", basis, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        v, _, c, b = x.shape
-        values = torch.relu(torch.matmul(self.basis, x.flatten(2)))
-        return torch.matmul(self.basis.t() / len(self.basis), values).view(v, -1, c, b)
 
 
 class Pool(nn.Module):

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pdo.layers import FibreReLU, FieldNorm, InvariantReadout, PDOConv, Pool
+from pdo.activation import FieldNormReLU
+from pdo.layers import InvariantReadout, PDOConv, Pool
 from pdo.mesh import Icosphere
 from pdo.stencils import AVERAGED, StencilSpec
 
@@ -18,7 +19,7 @@ LARGE = ((12,), (28, 28), (44, 44), (64,))
 class PDOeS2CNN(nn.Module):
     """Classifier of signals on an icosphere, invariant to rotations up to the discretisation.
 
-    A lifting layer, then group layers; each followed by FieldNorm and FibreReLU. `widths` lists the
+    A lifting layer, then group layers; each followed by a FieldNormReLU. `widths` lists the
     fields of the layers at the input's level, then those at the next coarser one, and so on, with
     an anti-aliased pooling between. An invariant read-out and a small perceptron end it.
 
@@ -54,7 +55,7 @@ class PDOeS2CNN(nn.Module):
                 layers.append(Pool(meshes[i - 1], mesh, orders))
             for width in group:
                 layers.append(PDOConv(mesh, fields, width, orders, input_orders, stencil))
-                layers += [FieldNorm(width), FibreReLU(orders, samples)]
+                layers.append(FieldNormReLU(width, orders, samples))
                 fields, input_orders = width, orders
         self.features = nn.Sequential(*layers)
         self.readout = InvariantReadout(meshes[-1])

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from bench import config
-from bench.config import load_protocol, parse_protocol, planned_runs
+from bench.config import load_protocol, parse_protocol, planned_runs, protocol_file
 from bench.errors import ConfigError
 from tests.conftest import tiny_protocol, tiny_run
 
@@ -81,7 +81,9 @@ def test_bad_configuration_is_one_line_with_the_nearest_name(path, value, messag
 
 def test_unknown_protocol_names_the_nearest(tmp_path):
     with pytest.raises(ConfigError, match="unknown protocol 'papper': did you mean 'paper'"):
-        load_protocol(CONFIG / "papper.yaml")
+        protocol_file("papper")
+    assert protocol_file("mine", whole=True) is None
+    assert protocol_file("paper").name == "paper.yaml"
     (tmp_path / "broken.yaml").write_text("seeds: [1\n")
     with pytest.raises(ConfigError, match=r"broken\.yaml is not YAML"):
         load_protocol(tmp_path / "broken.yaml")

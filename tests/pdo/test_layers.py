@@ -9,7 +9,7 @@ from scipy.special import sph_harm_y
 
 from pdo import layers
 from pdo.frames import east_north_frames, turn_frames
-from pdo.layers import FibreReLU, FieldNorm, InvariantReadout, PDOConv, Pool
+from pdo.layers import InvariantReadout, PDOConv, Pool
 from pdo.mesh import Icosphere
 from pdo.operators import derivative_matrix, terms, transport_matrix
 from pdo.sparse import SparseOperator
@@ -162,49 +162,6 @@ def test_sparse_operator_is_the_matrix_and_follows_dtype():
     assert torch.autograd.gradcheck(operator, (x,), fast_mode=True)
     assert operator.float()(x.float()).dtype == torch.float32
     assert not operator.state_dict()
-
-
-@pytest.mark.parametrize("samples", [5, 8])
-def test_fibre_relu_commutes_with_turns_by_a_sample(samples):
-    relu = FibreReLU(2, samples)
-    x = torch.randn(7, 5, 2, 3)
-    turn = 2 * np.pi / samples
-
-    def turned(field):
-        out = field.clone()
-        for n in (1, 2):
-            re, im = field[:, 2 * n - 1], field[:, 2 * n]
-            c, s = np.cos(n * turn), np.sin(n * turn)
-            out[:, 2 * n - 1], out[:, 2 * n] = c * re - s * im, s * re + c * im
-        return out
-
-    torch.testing.assert_close(relu(turned(x)), turned(relu(x)))
-
-
-def test_fibre_relu_is_the_identity_on_positive_fields_and_zero_on_negative():
-    relu = FibreReLU(2, 8)
-    x = torch.randn(7, 5, 2, 3)
-    x[:, 0] = 20
-    torch.testing.assert_close(relu(x), x)
-    x[:, 0] = -20
-    torch.testing.assert_close(relu(x), torch.zeros_like(x))
-
-
-def test_field_norm_normalises_the_whole_fibre():
-    norm = FieldNorm(4)
-    x = 3 * torch.randn(50, 5, 4, 6) + 2
-    out = norm(x)
-    values = FibreReLU(2, 8).basis @ out.flatten(2)  # samples of the fibre
-    values = values.view(50, 8, 4, 6)
-    torch.testing.assert_close(values.mean(dim=(0, 1, 3)), torch.zeros(4), atol=1e-10, rtol=0)
-    torch.testing.assert_close(values.pow(2).mean(dim=(0, 1, 3)), torch.ones(4), atol=1e-4, rtol=0)
-
-
-def test_field_norm_uses_its_running_statistics_in_evaluation():
-    norm = FieldNorm(2, momentum=1.0)
-    x = 3 * torch.randn(50, 5, 2, 6) + 2
-    trained = norm(x)
-    torch.testing.assert_close(norm.eval()(x), trained)
 
 
 def test_readout_integrates_over_the_sphere():

@@ -1,14 +1,9 @@
 # Helpers of the rules; no rules here.
-import glob
 import os
-import sys
 
-from snakemake.exceptions import WorkflowError
-
-sys.path.insert(0, workflow.basedir)
+import torch
 
 from bench.config import parse_protocol, planned_runs
-from bench.errors import ConfigError
 from bench.registry import MODELS, TASKS
 from bench.tasks import data_folder
 
@@ -16,6 +11,9 @@ try:
     PROTOCOL = parse_protocol(config)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+# `--config` leaves numbers as text; from here on they are what they should be.
+config.update(PROTOCOL.model_dump())
 
 RUNS = {run.key: run for run in planned_runs(PROTOCOL)}
 TABLES = [
@@ -25,7 +23,7 @@ TABLES = [
 ]
 
 # One GPU a run where there are GPUs; a profile says how many there are (`resources: gpu=...`).
-GPUS = 1 if glob.glob("/dev/nvidia[0-9]*") else 0
+GPUS = min(1, torch.cuda.device_count())
 
 # Runs are single-threaded and independent. `--cores 8` on 2 processors starts 2 at a time, not 8:
 # a run takes its share of the cores it was promised.

@@ -1,0 +1,46 @@
+"""Every command in the README is executed, in a clean copy of the project."""
+
+import re
+import shutil
+
+import pytest
+
+from tests.workflow.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+] + re.findall(r"`(snakemake --cores 1 [^`]+)`", README)
+
+
+def test_the_two_commands_come_first():
+    assert COMMANDS[:2] == ["make all", "make test"]
+    assert len(README.splitlines()) < 200
+
+
+def test_table_is_the_recorded_one():
+    recorded = (ROOT / "results/recorded/default/table1.md").read_text()
+    shown = re.search(r"<!-- table1: .*? -->\n(.*)<!-- /table1 -->", README, re.DOTALL)
+    assert shown is not None and shown[1].strip() in recorded
+    assert shown[1].count("|") > 20 and "NOT THE PAPER'S" in shown[1]
+
+
+@pytest.mark.slow
+def test_every_command_works(project):
+    """As a newcomer, but with the test protocol's digits under the name `default`, and with
+    `make test` only collecting: this is a test of the commands, not of their hours."""
+    config = project.folder / "config"
+    small = (config / "test.yaml").read_text().replace("protocol: test", "protocol: default")
+    (config / "default.yaml").write_text(small)
+    for command in COMMANDS:
+        done = project.run("bash", "-c", command, PYTEST_ADDOPTS="--collect-only")
+        assert done.returncode == 0, f"{command}\n{done.stdout}"
+        if command in ("make all", "snakemake --cores 8 all --config protocol=test"):
+            assert "results/tables/table1.html" in done.stdout
+        if command == "make all":
+            assert (project.folder / "results/runs/default").is_dir()
+            again = project.run("make", "all")
+            assert again.returncode == 0 and "Nothing to be done" in again.stdout
+    assert shutil.which("snakemake", path=f"{project.folder}/.venv/bin")

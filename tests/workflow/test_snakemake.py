@@ -1,0 +1,219 @@
+"""Real Snakemake runs of the test protocol in a clean copy of the project."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+import yaml
+
+from bench.tables import COLUMNS
+from tests.workflow.conftest import jobs
+
+pytestmark = pytest.mark.slow
+
+MORE_EPOCHS = ("protocol=test", "tasks={spherical_mnist: {model: {UGSCNN: {train: {epochs: 2}}}}}")
+
+
+@pytest.fixture(scope="module")
+def finished(project):
+    """The test protocol, run whole."""
+    done = project.snakemake("all")
+    assert done.returncode == 0, done.stdout
+    return project, done.stdout
+
+
+def test_tables_are_made_and_named_at_the_end(finished):
+    project, output = finished
+    for suffix in ("csv", "md", "tex", "html"):
+        path = project.folder / f"results/tables/table1.{suffix}"
+        assert path.stat().st_size > 300
+        assert str(path) in output
+    table = pd.read_csv(project.folder / "results/tables/table1.csv")
+    assert list(table.columns) == COLUMNS
+    assert set(table.protocol) == {"test"} and (table.n_seeds == 2).all()
+    assert set(table.setting) == {"N/N", "N/R", "R/R"}
+    claims = pd.read_csv(project.folder / "results/reference/paper_tables.csv")
+    small = claims[claims.model == "PDO-eS2CNN-small"].set_index("split")["mean"]
+    mine = table[table.model == "PDO-eS2CNN-small"].set_index("setting")["claim_mean"]
+    assert mine.to_dict() == small.to_dict()
+    assert "not MNIST" in (project.folder / "results/tables/table1.md").read_text()
+
+
+def test_table_agrees_with_the_runs(finished):
+    project, _ = finished
+    table = pd.read_csv(project.folder / "results/tables/table1.csv")
+    row = table[(table.model == "UGSCNN") & (table.setting == "N/R")].iloc[0]
+    values = [
+        json.loads(path.read_text())["test"]["N/R"]["accuracy_percent"]
+        for path in project.folder.glob("results/runs/test/*/UGSCNN/N/seed*/metrics.json")
+    ]
+    sample = pd.Series(values)
+    assert row.measured_mean == pytest.approx(sample.mean(), abs=1e-3)
+    assert row.measured_std == pytest.approx(sample.std(ddof=1), abs=1e-3)
+
+
+def test_runs_come_from_the_clean_commit(finished):
+    project, _ = finished
+    for path in project.folder.glob("results/runs/**/provenance.json"):
+        facts = json.loads(path.read_text())
+        assert facts["git_dirty"] is False and len(facts["git_commit"]) == 40
+
+
+def test_mlflow_has_every_run(finished):
+    project, _ = finished
+    script = (
+        "import mlflow; mlflow.set_tracking_uri('sqlite:///results/mlflow.db');"
+        "r = mlflow.search_runs(search_all_experiments=True);"
+        "print('counts', (r['tags.kind'] == 'parent').sum(), (r['tags.kind'] == 'seed').sum(),"
+        " (r[r['tags.kind'] == 'seed'].status == 'FINISHED').sum())"
+    )
+    out = project.run("python", "-c", script, MLFLOW_DISABLE_TELEMETRY="true").stdout
+    assert "counts 4 12 12" in out, out  # three models and the tables; seeds; finished ones
+
+
+def test_second_run_does_nothing(finished):
+    project, _ = finished
+    assert "Nothing to be done" in project.snakemake("all").stdout
+
+
+def test_editing_code_or_comments_retrains_nothing(finished):
+    project, _ = finished
+    for name in ("pdo/networks.py", "bench/engine.py", "workflow/rules/train.smk", "Snakefile"):
+        path = project.folder / name
+        path.write_text(path.read_text() + "\n# a remark\n")
+    rule = project.folder / "workflow/rules/train.smk"
+    rule.write_text(rule.read_text().replace("python -m bench train", "python  -m bench train"))
+    assert "Nothing to be done" in project.snakemake("all", "-n").stdout
+
+
+def test_a_changed_config_reruns_its_runs_only(finished):
+    project, _ = finished
+    planned = jobs(project.snakemake("all", "-n", config=MORE_EPOCHS).stdout)
+    assert planned["train"] == 4  # UGSCNN: two settings, two seeds
+    assert "prepare_spherical_mnist" not in planned
+    target = "results/runs/test/spherical_mnist/UGSCNN/N/seed1/metrics.json"
+    before = {p: p.stat().st_mtime_ns for p in project.folder.glob("results/runs/**/metrics.json")}
+    done = project.snakemake(target, config=MORE_EPOCHS)
+    assert done.returncode == 0 and jobs(done.stdout)["train"] == 1, done.stdout
+    changed = [
+        str(p.relative_to(project.folder)) for p in before if p.stat().st_mtime_ns != before[p]
+    ]
+    assert changed == [target]
+    assert json.loads((project.folder / target).read_text())["epochs"] == 2
+    # and back: the table must not use a run of another configuration
+    done = project.snakemake("all")
+    assert done.returncode == 0 and jobs(done.stdout)["train"] == 1, done.stdout
+
+
+def test_recording_needs_a_clean_commit(finished):
+    """One run was made again while files were edited; recording is all or nothing."""
+    project, _ = finished
+    done = project.run("python", "-m", "bench", "record", "--protocol", "test")
+    assert done.returncode == 1
+    assert "UGSCNN/N/seed1 does not come from a clean commit" in done.stdout.splitlines()[-1]
+    assert not (project.folder / "results/recorded/test").exists()
+    project.commit()
+    run = "results/runs/test/spherical_mnist/UGSCNN/N/seed1/metrics.json"
+    assert project.snakemake("--force", run).returncode == 0
+    assert project.snakemake("all").returncode == 0
+    done = project.run("python", "-m", "bench", "record", "--protocol", "test")
+    assert done.returncode == 0 and "12 runs recorded" in done.stdout
+    recorded = project.folder / "results/recorded/test"
+    assert (recorded / "table1.csv").read_bytes() == (
+        project.folder / "results/tables/table1.csv"
+    ).read_bytes()
+    assert len(list(recorded.glob("runs/*/*/*/*/provenance.json"))) == 12
+
+
+def test_interrupted_and_started_again(project):
+    """Ctrl-C stops in seconds; the next start goes on from the checkpoint and ends equal."""
+    config = (
+        "protocol=stopped",
+        "seeds=1",
+        "tasks={spherical_mnist: {models: [PDO-eS2CNN-large], settings: [R], train: {epochs: 6}}}",
+    )
+    files = ("--configfile", "config/test.yaml")
+    process = subprocess.Popen(
+        ["snakemake", "--cores", "2", *files, "--config", *config],
+        cwd=project.folder,
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    folder = project.folder / "results/runs/stopped/spherical_mnist/PDO-eS2CNN-large/R/seed0"
+    deadline = time.monotonic() + 240
+    while not (folder / "history.csv").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    waited = time.monotonic() + 30
+    while not (folder / "checkpoint.pt").exists() and time.monotonic() < waited:
+        time.sleep(0.1)
+    assert not (folder / "metrics.json").exists()
+    stopped_at = len(pd.read_csv(folder / "history.csv"))
+    again = project.snakemake(*files, config=config)
+    assert again.returncode == 0, again.stdout
+    log = project.folder / "results/logs/train/stopped/spherical_mnist/PDO-eS2CNN-large/R/seed0.log"
+    assert "goes on at epoch" in log.read_text()
+    assert stopped_at < 6 and len(pd.read_csv(folder / "history.csv")) == 6
+
+
+@pytest.mark.parametrize("protocol", ["default", "workstation", "paper"])
+def test_other_protocols_plan_without_network_or_data(project, protocol):
+    done = project.snakemake("all", "-n", config=(f"protocol={protocol}",))
+    assert done.returncode == 0, done.stdout
+    seeds = yaml.safe_load((project.folder / f"config/{protocol}.yaml").read_text())["seeds"]
+    assert jobs(done.stdout)["train"] == 3 * 2 * seeds
+    assert jobs(done.stdout)["fetch_mnist"] == 1
+
+
+def test_unknown_protocol(project):
+    done = project.snakemake("all", config=("protocol=papper",))
+    assert done.returncode != 0 and "Traceback" not in done.stdout
+    assert "unknown protocol 'papper': did you mean 'paper'? (valid: " in done.stdout
+
+
+def test_plain_snakemake_is_the_default_protocol(project):
+    done = project.run("snakemake", "--cores", "8", "all", "-n")
+    assert "runs/default/spherical_mnist" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("seedz=1", "unknown key in configuration 'seedz': did you mean 'seeds'?"),
+        ("tasks={spherical_mnst: {}}", "did you mean 'spherical_mnist'?"),
+        ("tasks={spherical_mnist: {models: [UGSCN]}}", "did you mean 'UGSCNN'?"),
+        (
+            "tasks={spherical_mnist: {data: {level: 12}}}",
+            "data.level: input should be less than or equal to 7, got '12'",
+        ),
+    ],
+)
+def test_bad_configuration_stops_before_any_job(project, key, message):
+    done = project.snakemake("all", config=("protocol=test", key))
+    assert done.returncode != 0
+    assert message in done.stdout and "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--protocol", "papper"), "unknown protocol 'papper': did you mean 'paper'?"),
+        (("--model", "UGSCN", "--setting", "N"), "unknown model 'UGSCN': did you mean 'UGSCNN'?"),
+        (("--task", "qm"), "unknown task 'qm'"),
+        (("--model", "UGSCNN", "--setting", "Z"), "unknown setting 'Z'"),
+    ],
+)
+def test_bad_command_line_is_one_line(project, arguments, message):
+    done = project.run("python", "-m", "bench", "train", *arguments)
+    assert done.returncode == 1
+    assert done.stdout.count("\n") == 1 and message in done.stdout
