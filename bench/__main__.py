@@ -58,7 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, action, text in (
         ("tables", _tables, "build the tables from the runs there are"),
         ("record", _record, "copy finished runs and tables to results/recorded"),
-        ("init", _init, "prepare MLflow for the runs of a protocol"),
     ):
         sub = add(name, action, text)
         sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
@@ -118,13 +117,6 @@ def _record(options: argparse.Namespace) -> None:
     protocol = _protocol(options.protocol)
     runs = record(protocol, options.results)
     print(f"{len(runs)} runs recorded; made by: {command(protocol)}")
-
-
-def _init(options: argparse.Namespace) -> None:
-    protocol = _protocol(options.protocol)
-    if protocol.tracking:
-        runs = config.planned_runs(protocol)
-        tracking.init(options.results, dict.fromkeys((r.protocol, r.task, r.model) for r in runs))
 
 
 def _sync(options: argparse.Namespace) -> int:

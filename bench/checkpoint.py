@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.config import RunConfig
 from bench.errors import RunError
-from data_prep.files import atomic_path
+from data_prep.files import write_bytes
 
 
 @dataclass
@@ -50,8 +51,9 @@ def save(
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    buffer = io.BytesIO()  # torch hides the reason when it cannot write a file itself
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load(

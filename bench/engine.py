@@ -13,7 +13,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
@@ -33,7 +33,7 @@ from bench.provenance import peak_memory_gb, provenance
 from bench.registry import MODELS
 from bench.seeds import derive
 from bench.tasks import TASK_CLASSES
-from data_prep.files import atomic_path, write_json
+from data_prep.files import atomic_path, write_bytes, write_json
 
 log = logging.getLogger("bench")
 
@@ -85,11 +85,11 @@ def train(
         for row in progress.history:
             tracked.log_epoch(row, int(row["epoch"]))
 
-        def save() -> None:
+        def keep() -> None:
             checkpoint.save(saved, progress, best, model, optimizer)
 
         while progress.epoch < run.train.epochs and not progress.diverged:
-            row = _train_epoch(run, task, model, optimizer, progress, stop, save)
+            row = _train_epoch(run, task, model, optimizer, progress, stop, keep)
             if progress.diverged:
                 break
             outputs = evaluate(task, model, "validation", device)
@@ -100,7 +100,7 @@ def train(
                 progress.best_score, progress.best_epoch = score, progress.epoch
                 best = {name: value.clone() for name, value in model.state_dict().items()}
             progress.history.append(row)
-            save()
+            keep()
             _write_history(folder / "history.csv", progress.history)
             tracked.log_epoch(row, progress.epoch)
             _log_epoch(run, row)
@@ -117,7 +117,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     stop: list[int],
-    save: Any,
+    keep: Callable[[], None],
 ) -> dict[str, float]:
     """One pass over the training set (the rest of it, after a resume)."""
     device = next(model.parameters()).device
@@ -158,7 +158,7 @@ def _train_epoch(
             break
         if stop:
             progress.seconds += time.monotonic() - since
-            save()
+            keep()
             raise Interrupted(stop[0])
     bar.close()
     seconds = progress.seconds + time.monotonic() - since
@@ -252,8 +252,8 @@ def _finish(
                 predictions[f"{key}_targets"] = _compact(outputs.targets)
         with atomic_path(folder / "predictions.npz") as path, path.open("wb") as file:
             np.savez_compressed(file, **predictions)
-        with atomic_path(folder / "weights.safetensors") as path:
-            save_file({k: v.contiguous().cpu() for k, v in best.items()}, path)
+        weights = save({name: value.contiguous().cpu() for name, value in best.items()})
+        write_bytes(folder / "weights.safetensors", weights)
     facts |= peak_memory_gb(device) | {
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(progress.started)),

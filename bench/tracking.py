@@ -30,25 +30,9 @@ import yaml
 
 from bench.tracking_store import Metrics, StoredRun, find_or_create, open_store, tracking_uri
 
-__all__ = ["TrackedRun", "init", "sync", "track", "tracking_uri"]
+__all__ = ["TrackedRun", "sync", "track", "tracking_uri"]
 RUN_FILES = ("config.yaml", "history.csv", "provenance.json", "predictions.npz", "metrics.json")
 logger = logging.getLogger(__name__)
-
-
-def init(results: Path, models: Iterable[tuple[str, str, str]]) -> bool:
-    """Make the store, its experiments and a parent run for each (protocol, task, model).
-
-    May be repeated, and started by many processes at once. A broken tracker must not stop the
-    runs that come after: it is warned of, not raised, and the answer is False.
-    """
-    try:
-        client = open_store(Path(results))
-        for model in models:
-            find_or_create(client, Path(results), "/".join(model))
-    except Exception as error:
-        _warn("init", error)
-        return False
-    return True
 
 
 @contextmanager

@@ -2,7 +2,11 @@
 
 import json
 import os
+import resource
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +21,7 @@ from bench.tasks import SphericalMNIST, data_folder
 from tests.conftest import N_TRAIN, tiny_run
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -157,14 +162,31 @@ def test_interrupted_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     checkpoint.save(path, progress, {}, model, optimizer)
     before = path.read_bytes()
 
-    def torn(state, file):
-        file.write_bytes(b"half")
+    def torn(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", torn)
+    monkeypatch.setattr(os, "replace", torn)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, progress, {}, model, optimizer)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, tiny_data):
+    """A file size limit stands for the disk: the checkpoint does not fit."""
+    run = tiny_run("UGSCNN")
+    command = [sys.executable, "-m", "bench", "train", "--run", run.canonical_json()]
+    command += ["--no-tracking", "--data", str(tiny_data), "--results", str(tmp_path)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "checkpoint.pt" in last
+    assert [p.name for p in run_folder(tmp_path, run).iterdir()] == ["config.yaml"]
 
 
 def test_missing_data(tmp_path):

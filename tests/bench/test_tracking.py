@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
-from bench.tracking import init, sync, track, tracking_uri
+from bench.tracking import sync, track, tracking_uri
 
 MODEL = ("paper", "spherical_mnist", "pdo_spectral")
 KEY = "paper/spherical_mnist/pdo_spectral/N_R/seed0"
@@ -219,14 +219,12 @@ def test_dead_server_costs_one_warning(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     (warning,) = run_unharmed(tmp_path, caplog)
     assert KEY in warning and len(warning.splitlines()) == 1
-    assert init(tmp_path, [MODEL]) is False
 
 
 def test_corrupt_database_costs_one_warning(tmp_path, caplog):
     (tmp_path / "mlflow.db").write_bytes(b"not a database" * 1000)
     (warning,) = run_unharmed(tmp_path, caplog)
     assert "file is not a database" in warning
-    assert init(tmp_path, [MODEL]) is False
 
 
 def test_tracker_that_breaks_on_the_way_costs_one_warning(tmp_path, caplog, monkeypatch):
@@ -334,22 +332,19 @@ def test_sync_names_the_run_that_it_cannot_read(tmp_path):
 
 
 def start_together(folders: list[Path], barrier, answers) -> None:
-    """Body of one of two processes: `init` on fresh databases, then `track` without `init`."""
+    """Body of one of two processes: `track` on fresh databases at the same moment."""
     import mlflow  # noqa: F401 (both must be ready before either begins)
 
-    *initialised, tracked = folders
-    for results in initialised:
-        barrier.wait(timeout=60)
-        answers.put(init(results, [MODEL]))
     key = "/".join([*MODEL, "N_R", multiprocessing.current_process().name])
-    barrier.wait(timeout=60)
-    with track(tracked, key, CONFIG, TAGS) as run:
-        run.log_epoch(row(1), 1)
-        answers.put(run.stored is not None)
+    for results in folders:
+        barrier.wait(timeout=60)
+        with track(results, key, CONFIG, TAGS) as run:
+            run.log_epoch(row(1), 1)
+            answers.put(run.stored is not None)
 
 
 def test_two_processes_start_on_a_fresh_database(tmp_path):
-    *initialised, tracked = folders = [tmp_path / name for name in ("a", "b", "c", "d")]
+    folders = [tmp_path / name for name in ("a", "b", "c", "d")]
     spawn = multiprocessing.get_context("spawn")
     barrier, answers = spawn.Barrier(2), spawn.Queue()
     processes = [
@@ -364,12 +359,9 @@ def test_two_processes_start_on_a_fresh_database(tmp_path):
     assert all(answers.get(timeout=5) for _ in range(2 * len(folders)))
 
     parent = "/".join(MODEL)
-    for results in initialised:
+    for results in folders:
         names = [experiment.name for experiment in client_of(results).search_experiments()]
         assert sorted(names) == ["Default", "spherical_mnist"]
-        assert list(content(results)) == [parent]
-    assert init(results, [MODEL])  # once more changes nothing
-    assert list(content(results)) == [parent]
-    seen = content(tracked)
-    assert seen.keys() == {parent, f"{parent}/N_R/seed0", f"{parent}/N_R/seed1"}
-    assert all(run["status"] == "FINISHED" for run in seen.values())
+        seen = content(results)
+        assert seen.keys() == {parent, f"{parent}/N_R/seed0", f"{parent}/N_R/seed1"}
+        assert all(run["status"] == "FINISHED" for run in seen.values())

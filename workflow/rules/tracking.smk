@@ -1,16 +1,6 @@
-# MLflow mirrors the files. Its database is made once, before runs start side by side.
-
-
-rule init_tracking:
-    output:
-        touch("results/.tracking_ready"),
-    log:
-        "results/logs/init_tracking.log",
-    localrule: True
-    params:
-        protocol=PROTOCOL.model_dump_json(),
-    shell:
-        "python -m bench init --protocol {params.protocol:q} > {log} 2>&1"
+# MLflow mirrors the files. Runs make the database themselves, under a lock: a rule for it, as an
+# `ancient` input of `train`, would hide changes of the runs' own parameters from Snakemake whenever
+# it had to run again.
 
 
 # After the tables: complete what live tracking missed; a dead tracker is said, not fatal.

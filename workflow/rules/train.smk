@@ -4,8 +4,7 @@
 
 rule train:
     input:
-        data=ancient(prepared_data),
-        tracker=ancient("results/.tracking_ready"),
+        ancient(prepared_data),
     output:
         "results/runs/{protocol}/{task}/{model}/{setting}/seed{seed}/metrics.json",
     log:

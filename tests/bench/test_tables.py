@@ -1,0 +1,92 @@
+"""Tables from run folders: closed-form statistics, missing and diverged seeds, formats."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from bench.config import parse_protocol, planned_runs
+from bench.errors import RunError
+from bench.tables import COLUMNS, build_table, read_claims, write_tables
+from tests.conftest import tiny_protocol
+
+VALUES = {0: 98.0, 1: 99.0, 2: 98.5}
+
+
+def put(results, run, status="finished", value=98.0, config_hash=None):
+    folder = results / "runs" / run.key
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = ("N/N", "N/R") if run.setting == "N" else ("R/R",)
+    test = {c: {"accuracy_percent": value} for c in columns} if status == "finished" else {}
+    metrics = {"status": status, "parameters": 61658, "test": test}
+    metrics["config_hash"] = config_hash or run.hash
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+@pytest.fixture
+def protocol():
+    return parse_protocol(tiny_protocol(seeds=3, notice="LOUD NOTICE"))
+
+
+def runs_of(protocol, model, setting):
+    return [r for r in planned_runs(protocol) if (r.model, r.setting) == (model, setting)]
+
+
+def row(table, model, setting):
+    return table[(table.model == model) & (table.setting == setting)].iloc[0]
+
+
+def test_statistics(tmp_path, protocol):
+    for run in runs_of(protocol, "UGSCNN", "N"):
+        put(tmp_path, run, value=VALUES[run.seed])
+    cell = row(build_table(protocol, "spherical_mnist", tmp_path), "UGSCNN", "N/R")
+    assert cell.measured_mean == 98.5 and cell.measured_std == 0.5  # of 98, 98.5, 99
+    assert cell.ci95_half_width == pytest.approx(4.302653 * 0.5 / math.sqrt(3), abs=1e-4)
+    assert (cell.n_seeds, cell.n_planned) == (3, 3)
+    assert cell.claim_mean == 35.60 and cell.params_claim == 62_000
+    assert cell.params_measured == 61_658
+
+
+def test_missing_diverged_and_foreign_runs_are_not_averaged(tmp_path, protocol):
+    first, second, third = runs_of(protocol, "UGSCNN", "R")
+    put(tmp_path, first, value=95.0)
+    put(tmp_path, second, status="diverged")
+    put(tmp_path, third, value=10.0, config_hash="of an older configuration")
+    table = build_table(protocol, "spherical_mnist", tmp_path)
+    cell = row(table, "UGSCNN", "R/R")
+    assert cell.measured_mean == 95.0 and math.isnan(cell.measured_std)
+    assert (cell.n_seeds, cell.n_planned, cell.diverged) == (1, 3, 1)
+    write_tables(protocol, tmp_path)
+    text = (tmp_path / "tables/table1.md").read_text()
+    assert "95.00 (1/3, 1 diverged)" in text and "no result (0/3)" in text
+
+
+def test_files(tmp_path, protocol):
+    for run in planned_runs(protocol):
+        put(tmp_path, run, value=96.4)
+    paths = write_tables(protocol, tmp_path)
+    assert [p.name for p in paths] == [f"table1.{s}" for s in ("csv", "md", "tex", "html")]
+    frame = pd.read_csv(tmp_path / "tables/table1.csv")
+    assert list(frame.columns) == COLUMNS
+    assert len(frame) == 3 * 3 and (frame.measured_mean == 96.4).all()
+    for path in paths[1:]:
+        text = path.read_text()
+        assert "LOUD NOTICE" in text and "96.40" in text and "UGSCNN" in text
+        assert "snakemake --cores 8 all --config protocol=tiny" in text
+    tex = (tmp_path / "tables/table1.tex").read_text()
+    assert r"\begin{tabular}" in tex and "±" not in tex
+
+
+def test_claims_are_all_read():
+    claims = read_claims()
+    assert len(claims) == 36
+    assert set(claims.table) == {1, 2, 3}
+
+
+def test_unreadable_metrics(tmp_path, protocol):
+    run = planned_runs(protocol)[0]
+    put(tmp_path, run)
+    (tmp_path / "runs" / run.key / "metrics.json").write_text("{")
+    with pytest.raises(RunError, match=r"metrics\.json cannot be read"):
+        build_table(protocol, "spherical_mnist", tmp_path)
