@@ -50,7 +50,7 @@ TASKS: dict[str, TaskEntry] = {
     "spherical_mnist": TaskEntry(1, ("N", "R"), ("N/N", "N/R", "R/R"), "accuracy_percent"),
 }
 
-OURS = {"learning_rate": 5e-3, "weight_decay": 1e-3, "label_smoothing": 0.0}
+OURS = {"epochs": 6, "batch_size": 32, "learning_rate": 5e-3, "weight_decay": 1e-3}
 
 MODELS: dict[tuple[str, str], ModelEntry] = {
     ("spherical_mnist", "UGSCNN"): ModelEntry(

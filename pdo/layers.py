@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pdo.frames import east_north_frames
+from pdo.frames import default_frames
 from pdo.mesh import Icosphere
 from pdo.operators import derivative_matrix, terms, transport_matrix
 from pdo.sparse import SparseOperator
-from pdo.stencils import AVERAGED, StencilSpec, average_stencil, fit_stencil, restrict
+from pdo.stencils import SMOOTHED, StencilSpec, fit_stencil, restrict, smoothing_stencil
 
 
 class PDOConv(nn.Module):
@@ -38,18 +38,19 @@ class PDOConv(nn.Module):
         out_fields: int,
         orders: int,
         input_orders: int | None = None,
-        stencil: StencilSpec = AVERAGED,
+        stencil: StencilSpec = SMOOTHED,
     ) -> None:
         super().__init__()
         input_orders = orders if input_orders is None else input_orders
+        self.mesh, self.stencil = mesh, stencil
+        self.orders, self.input_orders = orders, input_orders
         reached = min(orders, input_orders + 2)  # second derivatives raise the order by two
         self.out_fields, self.unreached = out_fields, 2 * (orders - reached)
-        frames = east_north_frames(mesh.vertices)
-        self.average = None
-        if stencil.average:
-            ring = average_stencil(mesh, frames)
-            matrix = transport_matrix(ring, ring.weights[:, 0], input_orders, len(mesh), len(mesh))
-            self.average = SparseOperator(matrix)
+        frames = default_frames(mesh)
+        self.smoothing = None
+        if stencil.smoothing_rings > 0:
+            smooth = smoothing_stencil(mesh, frames, stencil.smoothing_rings)
+            self.smoothing = SparseOperator(transport_matrix(smooth, input_orders, len(mesh)))
         fit = fit_stencil(mesh, frames, stencil)
         self.derivatives = SparseOperator(
             derivative_matrix(fit, mesh.mean_edge, input_orders, reached, len(mesh))
@@ -66,8 +67,8 @@ class PDOConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         v, n, c, b = x.shape
         x = x.reshape(v * n, c * b)
-        if self.average is not None:
-            x = self.average(x)
+        if self.smoothing is not None:
+            x = self.smoothing(x)
         mixed = _Mix.apply(self.derivatives(x).view(-1, b), v, *map(_real_weights, self.weights))
         out = mixed.view(v, -1, self.out_fields, b)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, self.unreached)) if self.unreached else out
@@ -129,14 +130,13 @@ def _orders(x: Tensor, v: int, weights: Sequence[Tensor]) -> Iterator[tuple[Tens
 
 
 class Pool(nn.Module):
-    """Average over the nearest ring, taken at the vertices of the next coarser mesh.
+    """Two-ring smoothing, taken at the vertices of the next coarser mesh (anti-aliased).
     (V, N, C, B) -> (V / 4, N, C, B)."""
 
     def __init__(self, mesh: Icosphere, coarse: Icosphere, orders: int) -> None:
         super().__init__()
-        ring = restrict(average_stencil(mesh, east_north_frames(mesh.vertices)), len(coarse))
-        matrix = transport_matrix(ring, ring.weights[:, 0], orders, len(coarse), len(mesh))
-        self.operator = SparseOperator(matrix)
+        smooth = restrict(smoothing_stencil(mesh, default_frames(mesh)), len(coarse))
+        self.operator = SparseOperator(transport_matrix(smooth, orders, len(coarse), len(mesh)))
 
     def forward(self, x: Tensor) -> Tensor:
         _, n, c, b = x.shape

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from pdo.activation import FieldNormReLU
 from pdo.layers import InvariantReadout, PDOConv, Pool
 from pdo.mesh import Icosphere
-from pdo.stencils import AVERAGED, StencilSpec
+from pdo.stencils import SMOOTHED, StencilSpec
 
-SMALL = ((8,), (16, 16), (28, 28), (44,))
-LARGE = ((12,), (28, 28), (44, 44), (64,))
+SMALL = ((8,), (16, 16), (28, 28, 44))
+LARGE = ((12,), (28, 28), (44, 44, 64))
 
 
 class PDOeS2CNN(nn.Module):
@@ -42,7 +42,7 @@ class PDOeS2CNN(nn.Module):
         samples: int = 8,
         hidden: int = 64,
         dropout: float = 0.0,
-        stencil: StencilSpec = AVERAGED,
+        stencil: StencilSpec = SMOOTHED,
     ) -> None:
         super().__init__()
         if level < len(widths) - 1:
@@ -68,8 +68,25 @@ class PDOeS2CNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        field = x.permute(2, 1, 0).unsqueeze(1).contiguous()
-        return self.head(self.readout(self.features(field)))
+        return self.head(self.invariants(x))
+
+    def invariants(self, x: Tensor) -> Tensor:
+        """The pooled features, (batch, fields of the last layer)."""
+        return self.readout(self.features(_as_field(x)))
+
+    def fields(self, x: Tensor) -> list[Tensor]:
+        """The last field of each level, finest first, each (V, N, fields, batch)."""
+        field, found = _as_field(x), []
+        for layer in self.features:
+            if isinstance(layer, Pool):
+                found.append(field)
+            field = layer(field)
+        return [*found, field]
+
+
+def _as_field(x: Tensor) -> Tensor:
+    """Signals (batch, channels, V) as a field of order 0: (V, 1, channels, batch)."""
+    return x.permute(2, 1, 0).unsqueeze(1).contiguous()
 
 
 def pdo_es2cnn_small(level: int = 4, **options: Any) -> PDOeS2CNN:

@@ -87,16 +87,17 @@ def derivative_matrix(
 
 
 def transport_matrix(
-    stencil: Stencil, weights: np.ndarray, orders: int, n_rows: int, n_cols: int
+    stencil: Stencil, orders: int, n_rows: int, n_cols: int | None = None
 ) -> sparse.csr_array:
-    """One scalar stencil `weights` (E,) acting on every transported mode: averages, pooling.
-    (n_rows * N, n_cols * N) with N = 2 orders + 1."""
+    """A stencil of one quantity acting on every transported mode: smoothing, pooling.
+    (n_rows * N, n_cols * N) with N = 2 orders + 1; n_cols is n_rows unless given."""
+    weights = stencil.weights[:, 0]
     blocks = [
         _real_block(weights * np.exp(1j * n * stencil.angles), n, n, False)
         for n in range(orders + 1)
     ]
     starts = [coordinates(n).start for n in range(orders + 1)]
-    return _assemble(stencil, blocks, starts, n_cols, 2 * orders + 1, n_rows)
+    return _assemble(stencil, blocks, starts, n_cols or n_rows, 2 * orders + 1, n_rows)
 
 
 def _real_block(weights: np.ndarray, n: int, spin: int, conjugate: bool) -> np.ndarray:

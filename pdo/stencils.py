@@ -29,22 +29,24 @@ class StencilSpec:
     order: degree of the fitted polynomial (2 as in the paper, or more).
     free_value: fit f(P) too, instead of demanding that the polynomial pass through it (the paper).
         The fitted value then replaces the identity operator: it is a smoothed one.
-    average: first average each signal over its nearest ring; the fit sees the averages.
+    smoothing_rings: first smooth each signal over so many rings (`smoothing_stencil`); the fit, and
+        the identity operator, see the smooth one.
     """
 
     rings: int = 1
     sigma: float | None = None
     order: int = 2
     free_value: bool = False
-    average: bool = False
+    smoothing_rings: int = 0
 
 
 PAPER = StencilSpec()
 """The paper's fit: six (five) nearest neighbours, polynomial through the centre."""
 GAUSSIAN = StencilSpec(rings=2, sigma=1.0, free_value=True)
 """Two rings, Gaussian weights, free constant term."""
-AVERAGED = StencilSpec(average=True)
-"""One averaging over the nearest ring, then the paper's fit: as smooth as GAUSSIAN, cheaper."""
+SMOOTHED = StencilSpec(smoothing_rings=2)
+"""Two-ring smoothing shared by all operators of a layer, then the paper's fit: least sensitive to
+rotations at a fraction of GAUSSIAN's cost (docs/operator.md)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Stencil:
 
 
 def fit_stencil(mesh: Icosphere, frames: np.ndarray, spec: StencilSpec) -> Stencil:
-    """Stencil of the six quantities DERIVATIVES at every vertex (`spec.average` is left to others).
+    """Stencil of the six quantities DERIVATIVES at every vertex (smoothing is left to others).
 
     Raises:
         ValueError: if the neighbours are too few for the polynomial.
@@ -83,14 +85,25 @@ def fit_stencil(mesh: Icosphere, frames: np.ndarray, spec: StencilSpec) -> Stenc
     return Stencil(rows, cols, weights, angles)
 
 
-def average_stencil(mesh: Icosphere, frames: np.ndarray) -> Stencil:
-    """Equal-weight average over each vertex and its nearest ring (one quantity)."""
-    near = mesh.neighbourhood(1)
-    counts = np.diff(near.indptr)
-    rows = np.repeat(np.arange(len(mesh)), counts)
+def smoothing_stencil(mesh: Icosphere, frames: np.ndarray, rings: int = 2) -> Stencil:
+    """Smooth values (one quantity): those at P of a linear least-squares fit over `rings`, with
+    weights exp(-(rho / h)^2 / 2) times the areas of the vertices, h the mean edge.
+
+    The fit keeps linear functions of the chart as they are. A plain average does not on this mesh,
+    whose kinks shift its centre from vertex to vertex by O(h^2): a second derivative of that does
+    not converge (ours; docs/operator.md).
+    """
+    near = mesh.neighbourhood(rings)
+    rows = np.repeat(np.arange(len(mesh)), np.diff(near.indptr))
     cols = near.indices.astype(np.int64)
-    angles = transport_angles(frames[rows], frames[cols])
-    return Stencil(rows, cols, (1 / counts)[rows][:, None], angles)
+    chart = np.einsum("eji,ej->ei", frames[rows][..., :2], mesh.vertices[cols]) / mesh.mean_edge
+    design = np.column_stack([np.ones(len(rows)), chart])
+    weights = np.exp(-np.sum(chart**2, axis=1) / 2) * mesh.vertex_areas[cols]
+    moments = np.zeros((len(mesh), 3, 3))
+    np.add.at(moments, rows, weights[:, None, None] * design[:, :, None] * design[:, None, :])
+    value = np.linalg.inv(moments)[rows, 0]  # the fit's constant term from its right-hand side
+    weights = weights * np.einsum("ei,ei->e", value, design)
+    return Stencil(rows, cols, weights[:, None], transport_angles(frames[rows], frames[cols]))
 
 
 def restrict(stencil: Stencil, n_rows: int) -> Stencil:
