@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pdo.frames import default_frames
 from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
-from pdo.operators import SHIFTS, terms
+from pdo.operators import CONJUGATE, SHIFTS, terms
 from pdo.sparse import SparseOperator
 from pdo.stencils import SMOOTHED, Stencil, StencilSpec, fit_stencil, smoothing_stencil
 
@@ -45,9 +45,6 @@ ETH = torch.tensor(
     dtype=torch.complex128,
 )
 """The operators of the spectral form (rows, as in `SHIFTS`) from the six derivatives (columns)."""
-
-CONJUGATE = (0, 1, 3, 2, 5, 4)
-"""The complex conjugate of each of these operators."""
 
 
 class DirectPDOConv(nn.Module):

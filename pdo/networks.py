@@ -27,7 +27,8 @@ class PDOeS2CNN(nn.Module):
         level: icosphere level of the input; `len(widths) - 1` coarser ones are used.
         widths: fields of each layer, grouped by level, finest first.
         orders: fibre modes |n| <= orders are kept (N = 2 orders + 1 samples in the direct form).
-        samples: orientations at which the nonlinearity is evaluated.
+        samples: orientations at which the nonlinearity is evaluated; a multiple of 10 makes the
+            network exactly invariant to the 60 rotations of the icosahedron.
 
     Shapes: (batch, channels, V) -> (batch, classes).
     """
@@ -39,7 +40,7 @@ class PDOeS2CNN(nn.Module):
         channels: int = 1,
         classes: int = 10,
         orders: int = 2,
-        samples: int = 8,
+        samples: int = 10,
         hidden: int = 64,
         dropout: float = 0.0,
         stencil: StencilSpec = SMOOTHED,

@@ -22,6 +22,9 @@ from pdo.stencils import Stencil
 SHIFTS = (0, 0, 1, -1, 2, -2)
 """Order shift of each operator: identity, Laplacian, eth, conj eth, eth^2, conj eth^2."""
 
+CONJUGATE = (0, 1, 3, 2, 5, 4)
+"""The complex conjugate of each of these operators."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -48,8 +51,7 @@ def terms(m: int, input_orders: int) -> list[Term]:
         if n >= 0:
             found.append(Term(operator, n))
         else:  # D_s conj(f_n) = conj(D_{-s} f_n)
-            opposite = {0: 0, 1: 1, 2: 3, 3: 2, 4: 5, 5: 4}[operator]
-            found.append(Term(opposite, -n, conjugate=True))
+            found.append(Term(CONJUGATE[operator], -n, conjugate=True))
     return found
 
 
