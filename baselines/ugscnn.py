@@ -95,10 +95,14 @@ class UGSCNN(nn.Module):
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(256, n_classes))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.invariants(x))
+
+    def invariants(self, x: Tensor) -> Tensor:
+        """The features averaged over the vertices, (batch, 256)."""
         if x.shape[1:] != (1, self.vertices):
             shape = f"(batch, 1, {self.vertices})"
             raise ValueError(f"UGSCNN wants an input of shape {shape}, not {tuple(x.shape)}")
         batch = len(x)
         y = self.stem(x[:, 0].T.reshape(-1, 1))
         y = self.block2(self.block1(y, batch), batch)
-        return self.head(y.unflatten(0, (-1, batch)).mean(dim=0))
+        return y.unflatten(0, (-1, batch)).mean(dim=0)

@@ -64,6 +64,21 @@ def _parser() -> argparse.ArgumentParser:
     add("sync", _sync, "make MLflow agree with the files").add_argument(
         "--lenient", type=Path, help="write the outcome to this file and do not fail"
     )
+    certify = add("equivariance", _equivariance, "measure how rotations move a network's outputs")
+    certify.add_argument("model", help="a registered model")
+    certify.add_argument("--level", type=int, help="icosphere level: the run's, or 4")
+    certify.add_argument("--rotations", type=int, default=8, help="random rotations")
+    certify.add_argument("--digits", type=int, default=100, help="signals of each kind")
+    certify.add_argument("--weights", type=Path, help="a run's weights.safetensors; else untrained")
+    certify.add_argument("--seed", type=int, default=0, help="of network, rotations and signals")
+    certify.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
+    certify.add_argument("--json", action="store_true", help="all numbers, and their definitions")
+    orders = add("convergence", _convergence, "measure how stencils and layers converge")
+    orders.add_argument("--levels", type=int, nargs=2, default=(2, 6), help="first and last")
+    orders.add_argument("--digits", type=int, default=400, help="test digits; 0: only harmonics")
+    orders.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
+    orders.add_argument("--out", type=Path, default=Path("results/recorded/convergence"))
+    orders.add_argument("--json", action="store_true", help="print all numbers")
     add("models", _models, "list the registered models")
     add("config", _config, "write config/schema.json and config/reference.yaml")
     return parser
@@ -130,6 +145,36 @@ def _sync(options: argparse.Namespace) -> int:
             path.write_text(outcome + "\n")
         return 0
     return status
+
+
+def _equivariance(options: argparse.Namespace) -> None:
+    from bench.equivariance import as_text, certificate
+
+    torch.set_num_threads(1)  # as in training: the sums come out the same everywhere
+    _keep_freed_memory()
+    result = certificate(
+        options.model,
+        options.level,
+        options.rotations,
+        options.digits,
+        options.weights,
+        options.seed,
+        options.data,
+    )
+    print(json.dumps(result, indent=2, allow_nan=False) if options.json else as_text(result))
+
+
+def _convergence(options: argparse.Namespace) -> None:
+    from bench.convergence_report import as_json, write_report
+
+    torch.set_num_threads(1)
+    _keep_freed_memory()
+    levels = tuple(options.levels)
+    tables, paths = write_report(levels, options.digits, options.data, options.out)
+    if options.json:
+        print(json.dumps(as_json(tables), indent=2, allow_nan=False))
+    else:
+        print(*paths, sep="\n")
 
 
 def _models(options: argparse.Namespace) -> None:

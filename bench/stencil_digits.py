@@ -1,0 +1,192 @@
+"""Stencil families on digits: what rotations do to random networks, and what these keep.
+
+A network of random weights stands in for a trained one, which would take hours for each family:
+
+- movement: rms change of the pooled features when a digit is rotated / their standard deviation
+  between upright digits (median over features);
+- N/N, N/R: a linear classifier of the pooled features, fitted by ridge regression to upright
+  digits, on upright and on rotated test digits (%). A stencil may not get steady by seeing little.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from bench.stencil_families import SMOOTH, Family, Smoother, smoother_stencil
+from data_prep.mnist import Digits, load_mnist
+from data_prep.spherical_mnist import haar_rotations, sample_rotated
+from data_prep.synthetic_digits import synthetic_digits
+from pdo.activation import FieldNormReLU
+from pdo.frames import default_frames
+from pdo.layers import InvariantReadout, PDOConv
+from pdo.mesh import Icosphere
+from pdo.operators import derivative_matrix, transport_matrix
+from pdo.sparse import SparseOperator
+from pdo.stencils import PAPER, Stencil, fit_stencil, restrict
+
+WIDTHS = ((8,), (16, 16), (28, 28, 256))
+"""The small network's, with more fields at the end for the linear classifier."""
+ORDERS, SAMPLES, BATCH = 2, 10, 50
+RIDGE = 0.01
+"""Of the mean square of the (standardised) features."""
+
+
+def digits_of(data: Path, n_train: int, n_test: int) -> Digits:
+    """The first MNIST digits, or synthetic ones where `data`/raw/mnist is missing."""
+    raw = data / "raw" / "mnist"
+    found = load_mnist(raw) if raw.is_dir() else synthetic_digits(n_train, n_test, seed=0)
+    return found._replace(
+        train_images=found.train_images[:n_train],
+        train_labels=found.train_labels[:n_train],
+        test_images=found.test_images[:n_test],
+        test_labels=found.test_labels[:n_test],
+    )
+
+
+def compare_on_digits(
+    family: Family, digits: Digits, level: int, seed: int, pool: Smoother = SMOOTH
+) -> dict[str, float]:
+    """movement, N/N and N/R (defined above) of one random network."""
+    torch.manual_seed(seed)
+    finest = family.mesh(level)
+    network = random_network(family, finest, pool)
+    rotations = haar_rotations(len(digits.test_images), np.random.default_rng(0))
+    upright = np.tile(np.eye(3), (max(len(digits.train_images), len(rotations)), 1, 1))
+
+    def features(images: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+        parts = []
+        for i in range(0, len(images), BATCH):
+            part = slice(i, i + BATCH)
+            samples = sample_rotated(images[part], rotations[part], finest.vertices)
+            x = torch.tensor(samples.T[:, None, None] / 50, dtype=torch.get_default_dtype())
+            parts.append(network(x.contiguous()).double().numpy())
+        return np.concatenate(parts)
+
+    with torch.no_grad():
+        features(digits.train_images[:BATCH], upright)  # momentum 1: the batch's statistics stay
+        network.eval()
+        train = features(digits.train_images, upright)
+        test = features(digits.test_images, upright)
+        turned = features(digits.test_images, rotations)
+    change = np.sqrt(np.mean((turned - test) ** 2, axis=0))
+    classify = _ridge(train, digits.train_labels)
+    return {
+        "movement": float(np.median(change / test.std(axis=0))),
+        "N/N": 100 * float(np.mean(classify(test) == digits.test_labels)),
+        "N/R": 100 * float(np.mean(classify(turned) == digits.test_labels)),
+    }
+
+
+class FamilyConv(PDOConv):
+    """`pdo.layers.PDOConv` with the operators of a family: smoothers, then the fit."""
+
+    def __init__(
+        self, mesh: Icosphere, in_fields: int, out_fields: int, input_orders: int, family: Family
+    ) -> None:
+        super().__init__(mesh, in_fields, out_fields, ORDERS, input_orders, PAPER)
+        smoothers, derivatives, identity = layer_matrices(mesh, family, input_orders)
+        for matrix in reversed(smoothers):
+            derivatives = derivatives @ matrix
+        self.derivatives = SparseOperator(derivatives + identity)
+
+
+class FamilyPool(nn.Module):
+    """A smoother taken at the vertices of the next coarser mesh."""
+
+    def __init__(self, mesh: Icosphere, coarse: Icosphere, smoother: Smoother) -> None:
+        super().__init__()
+        stencil = smoother_stencil(mesh, default_frames(mesh), smoother)
+        self.operator = SparseOperator(_average(restrict(stencil, len(coarse)), mesh, ORDERS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, n, c, b = x.shape
+        return self.operator(x.reshape(-1, c * b)).view(-1, n, c, b)
+
+
+def random_network(family: Family, mesh: Icosphere, pool: Smoother) -> nn.Sequential:
+    """Features of `pdo.networks.PDOeS2CNN` with WIDTHS in a family: (V, 1, 1, B) -> (B, 256).
+    Coarser meshes are the first vertices of the finest, relaxed or not."""
+    layers: list[nn.Module] = []
+    fields, input_orders = 1, 0
+    for i, group in enumerate(WIDTHS):
+        if i > 0:
+            coarse = Icosphere(mesh.level - 1)
+            coarse.vertices = mesh.vertices[: len(coarse)]
+            layers.append(FamilyPool(mesh, coarse, pool))
+            mesh = coarse
+        for width in group:
+            layers.append(FamilyConv(mesh, fields, width, input_orders, family))
+            layers.append(FieldNormReLU(width, ORDERS, SAMPLES, momentum=1.0))
+            fields, input_orders = width, ORDERS
+    return nn.Sequential(*layers, InvariantReadout(mesh))
+
+
+def layer_matrices(
+    mesh: Icosphere, family: Family, input_orders: int
+) -> tuple[list[sparse.csr_array], sparse.csr_array, sparse.csr_array]:
+    """The real matrices of a layer: the smoothers; the derivatives of what they give; and, not
+    empty for `raw_identity`, what the identity sees of the unsmoothed signal."""
+    frames, size = default_frames(mesh), len(mesh)
+    fit = fit_stencil(mesh, frames, family.fit)
+    smooth, raw = fit.weights.copy(), np.zeros_like(fit.weights)
+    if family.raw_identity:
+        smooth[:, 0], raw[fit.rows == fit.cols, 0] = 0, 1
+
+    def operators(weights: np.ndarray) -> sparse.csr_array:
+        stencil = Stencil(fit.rows, fit.cols, weights, fit.angles)
+        reached = min(ORDERS, input_orders + 2)
+        return derivative_matrix(stencil, mesh.mean_edge, input_orders, reached, size)
+
+    smoothers = [
+        _average(smoother_stencil(mesh, frames, s), mesh, input_orders) for s in family.smoothers
+    ]
+    return smoothers, operators(smooth), operators(raw)
+
+
+def cost(family: Family, level: int) -> dict[str, float]:
+    """Nonzeros per vertex of a group layer's sparse products (smoothers and derivatives), and their
+    time in float32 on 16 fields of 8 digits relative to the nearest ring's, which takes its turns
+    with them: the fastest of 15."""
+    mesh = family.mesh(level)
+    matrices, nearest = (_group_matrices(mesh, f) for f in (family, Family()))
+    operators = [[SparseOperator(m).float() for m in chain] for chain in (matrices, nearest)]
+    x = torch.randn(len(mesh) * (2 * ORDERS + 1), 16 * 8)
+    times: list[list[float]] = [[], []]
+    for _ in range(15):
+        for chain, found in zip(operators, times, strict=True):
+            start, y = time.perf_counter(), x
+            for operator in chain:
+                y = operator(y)
+            found.append(time.perf_counter() - start)
+    return {
+        "nonzeros": round(sum(m.nnz for m in matrices) / len(mesh), 1),
+        "relative time": round(min(times[0]) / min(times[1]), 2),
+    }
+
+
+def _group_matrices(mesh: Icosphere, family: Family) -> list[sparse.csr_array]:
+    smoothers, derivatives, identity = layer_matrices(mesh, family, ORDERS)
+    return [*smoothers, derivatives + identity]
+
+
+def _average(stencil: Stencil, mesh: Icosphere, orders: int) -> sparse.csr_array:
+    rows = int(stencil.rows[-1]) + 1
+    return transport_matrix(stencil, orders, rows, len(mesh))
+
+
+def _ridge(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Classifier by ridge regression of the one-hot labels on standardised features."""
+    mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-12
+    x = (features - mean) / deviation
+    targets = np.eye(10)[labels]
+    offset = targets.mean(axis=0)
+    gram = x.T @ x + RIDGE * len(x) * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, x.T @ (targets - offset))
+    return lambda new: np.argmax((new - mean) / deviation @ weights + offset, axis=1)

@@ -1,0 +1,329 @@
+"""The certificate: networks whose answer is known, closed forms, and the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy.spatial.transform import Rotation
+from scipy.special import eval_legendre
+from torch import nn
+
+from bench.__main__ import main
+from bench.equivariance import (
+    BAND_LIMIT,
+    as_text,
+    band_limited_signals,
+    certificate,
+    certify,
+    digit_signals,
+    harmonics,
+    interpolation,
+    interpolation_floor,
+    warm_up,
+)
+from bench.registry import MODELS
+from bench.tasks import MNIST_MEAN, MNIST_STD
+from data_prep.grids import grid_points
+from data_prep.spherical_mnist import haar_rotations, sample_rotated
+from data_prep.synthetic_digits import synthetic_digits
+from pdo.mesh import Icosphere
+from pdo.networks import PDOeS2CNN
+
+POINTS = Icosphere(3).vertices
+degree_of = np.repeat(np.arange(BAND_LIMIT + 1), 2 * np.arange(BAND_LIMIT + 1) + 1)
+ROTATIONS = haar_rotations(3, np.random.default_rng(7))
+IDENTITY = np.eye(3)[None]
+
+
+def signals(n=12, points=POINTS):
+    return band_limited_signals(n, points, np.random.default_rng(3))
+
+
+class Powers(nn.Module):
+    """The power of each degree, from all coefficients: invariant by Wigner's unitarity."""
+
+    def __init__(self):
+        super().__init__()
+        self.coefficients = torch.tensor(np.linalg.pinv(harmonics(POINTS, BAND_LIMIT))).float()
+        self.sums = torch.tensor(np.eye(BAND_LIMIT + 1)[degree_of]).float()
+
+    def forward(self, x):
+        return (x[:, 0] @ self.coefficients.T).square() @ self.sums
+
+
+class OneVertex(nn.Module):
+    """Classes by the values at two opposite vertices: the two poles."""
+
+    def forward(self, x):
+        return x[:, 0, [0, 11]]
+
+
+class Constant(nn.Module):
+    def forward(self, x):
+        return torch.ones(len(x), 3)
+
+
+class ItsInput(Powers):
+    """The signal itself as a field, and, so that one is wrong, negated in one place."""
+
+    def fields(self, x):
+        field = x.permute(2, 1, 0)[:, None]
+        wrong = field.clone()
+        wrong[11] *= -1
+        return [field, wrong]
+
+
+def errors(found):
+    return [v for k in ("invariants", "logits") for v in (found[k]["mean"], found[k]["max"])]
+
+
+def test_an_invariant_model_is_certified():
+    found = certify(Powers(), signals(), POINTS, ROTATIONS)
+    assert 0 < max(errors(found)) < 1e-5  # rounding in float32
+    assert found["agreement"] == 1 and found["invariants_are"] == "logits"
+
+
+def test_a_model_that_reads_a_vertex_is_not():
+    """Values at far-apart points of a random signal are independent: as if exchanged, sqrt 2 in
+    the root mean square; the prediction agrees as often as not."""
+    rotations = haar_rotations(20, np.random.default_rng(0))
+    found = certify(OneVertex(), signals(200), POINTS, rotations)
+    assert 0.9 < found["logits"]["mean"] < 1.5 < found["logits"]["max"]
+    assert abs(found["agreement"] - 0.5) < 0.1 and abs(found["agreement_by_chance"] - 0.5) < 0.02
+
+
+def test_a_constant_does_not_divide_by_zero():
+    found = certify(Constant(), signals(), POINTS, ROTATIONS)
+    assert errors(found) == [0, 0, 0, 0] and found["logits"]["spread"] == 0
+    assert found["agreement"] == found["agreement_by_chance"] == 1
+
+
+@pytest.mark.parametrize("name", [model for _, model in MODELS])
+def test_the_identity_moves_nothing(name):
+    entry = MODELS["spherical_mnist", name]
+    points = grid_points(entry.grid_name(3))
+    found = certify(entry.build(level=3), signals(4, points), points, IDENTITY)
+    assert errors(found) == [0, 0, 0, 0] and found["agreement"] == 1
+    assert found["invariants_are"] == "features"
+    for field in found["fields"]:
+        assert field["mean"] < 1e-9 and field["round_trip"] < 1e-9 and field["floor"] < 1e-9
+
+
+def test_relative_to_the_spread_and_to_the_norm():
+    """By hand: one class, signals of constant value 1, 3, 5, and 2 more on every rotated one."""
+    plain = np.ones((len(POINTS), 1)) * [1.0, 3.0, 5.0]
+
+    def shifted(rotation):
+        return plain + (0 if np.array_equal(rotation, np.eye(3)) else 2)
+
+    class First(nn.Module):
+        def forward(self, x):
+            return x[:, 0, :1]
+
+    found = certify(First(), shifted, POINTS, ROTATIONS)["logits"]
+    assert found["spread"] == pytest.approx(np.sqrt(8 / 3))
+    assert found["norm"] == pytest.approx(np.sqrt(35 / 3))
+    assert found["mean"] == found["max"] == pytest.approx(2 / np.sqrt(8 / 3))
+    assert found["mean_of_norm"] == pytest.approx(2 / np.sqrt(35 / 3))
+
+
+def test_fields_are_pulled_back():
+    """The signal is an equivariant field, known in closed form: its error is interpolation's."""
+    right, wrong = certify(ItsInput(), signals(), POINTS, ROTATIONS)["fields"]
+    assert (right["vertices"], right["fields"]) == (len(POINTS), 1)
+    assert right["mean"] == pytest.approx(right["floor"], rel=0.3) and right["mean"] < 0.01
+    assert right["mean"] < right["round_trip"] < 3 * right["mean"]
+    assert wrong["mean"] > 10 * right["mean"]
+
+
+def test_mesh_symmetry_is_exact_and_another_rotation_is_not():
+    """A fifth of a turn about the poles maps mesh, frames and (10 samples) fibres to themselves;
+    pulling back the wrong way would show."""
+    torch.manual_seed(0)
+    model = PDOeS2CNN(3, ((4,), (6,)), samples=10)
+    warm_up(model, signals()(np.eye(3)))
+    fifth = Rotation.from_euler("z", 72, degrees=True).as_matrix()[None]
+    exact, other = (certify(model, signals(), POINTS, r) for r in (fifth, ROTATIONS))
+    for key in ("invariants", "logits"):
+        assert exact[key]["max"] < 1e-4 < 1e-2 < other[key]["mean"]
+    assert [f["vertices"] for f in exact["fields"]] == [642, 162]
+    for on, off in zip(exact["fields"], other["fields"], strict=True):
+        assert on["max"] < 1e-4 < 1e-2 < off["mean"]
+        assert on["round_trip"] < 1e-9
+
+
+def test_forward_is_the_head_of_the_invariants():
+    for (_, name), entry in MODELS.items():
+        x = torch.randn(2, 1, len(grid_points(entry.grid_name(3))))
+        model = entry.build(level=3).eval()
+        if hasattr(model, "invariants"):
+            torch.testing.assert_close(model(x), model.head(model.invariants(x)), rtol=0, atol=0)
+        if hasattr(model, "fields"):
+            mean = model.readout(model.fields(x)[-1])
+            torch.testing.assert_close(mean, model.invariants(x), rtol=0, atol=0)
+            sizes = [len(field) for field in model.fields(x)]
+            assert sizes == [642, 162, 42, 12][: len(sizes)], name
+
+
+def test_harmonics_obey_the_addition_theorem():
+    """sum over m of Y_lm(x) Y_lm(y) = (2l + 1) / 4 pi P_l(x.y)."""
+    x, y = (Rotation.random(9, random_state=s).as_matrix()[:, 2] for s in (0, 1))
+    products = harmonics(x, BAND_LIMIT) * harmonics(y, BAND_LIMIT)
+    for degree in range(BAND_LIMIT + 1):
+        expected = (2 * degree + 1) / (4 * np.pi) * eval_legendre(degree, np.sum(x * y, axis=1))
+        np.testing.assert_allclose(
+            products[:, degree_of == degree].sum(axis=1), expected, atol=1e-12
+        )
+
+
+def test_harmonics_of_degree_one_are_y_z_x():
+    """m = 0 is z; with scipy's Condon-Shortley phase the others are -x and -y."""
+    expected = np.sqrt(3 / (4 * np.pi)) * POINTS[:, [2, 0, 1]] * [1, -1, -1]
+    np.testing.assert_allclose(harmonics(POINTS, 1)[:, 1:], expected, atol=1e-14)
+
+
+def test_rotating_a_signal_keeps_the_power_of_each_degree_and_mixes_its_orders():
+    make = signals(5)
+    inverse = np.linalg.pinv(harmonics(POINTS, BAND_LIMIT))
+    still, turned = inverse @ make(np.eye(3)), inverse @ make(ROTATIONS[0])
+    for degree in range(BAND_LIMIT + 1):
+        rows = degree_of == degree
+        powers = [np.sum(c[rows] ** 2, axis=0) for c in (still, turned)]
+        np.testing.assert_allclose(*powers, atol=1e-9)
+    assert np.abs(still - turned).max() > 0.1
+    # degree 1 is a vector (c.x)(Rx) = (R^T c).x, in the order z, -x, -y
+    vectors = [np.stack([-c[2], -c[3], c[1]]) for c in (still, turned)]
+    np.testing.assert_allclose(ROTATIONS[0].T @ vectors[0], vectors[1], atol=1e-10)
+
+
+def test_spectrum_is_as_stated():
+    values = signals(4000, Icosphere(1).vertices)(np.eye(3))
+    assert np.mean(values**2) == pytest.approx(1, abs=0.03)
+    assert abs(values.mean()) < 0.02
+
+
+@pytest.mark.parametrize("grid", ["icosphere2", "icosphere2-equator", "latlon8"])
+def test_digits_are_those_of_the_data(grid):
+    """Against the independent sampling code that makes the rotated data sets."""
+    points, images = grid_points(grid), synthetic_digits(1, 4).test_images
+    for rotation in (np.eye(3), *ROTATIONS):
+        expected = sample_rotated(images, np.repeat(rotation[None], 4, axis=0), points)
+        found = digit_signals(images, points)(rotation) * MNIST_STD + MNIST_MEAN
+        np.testing.assert_allclose(255 * found.T, expected, atol=1e-6)
+
+
+def test_interpolation():
+    """Exact at the vertices and for linear functions, of at least third order for others."""
+    at_vertices = interpolation(POINTS, POINTS[5:9]).toarray()
+    np.testing.assert_allclose(at_vertices, np.eye(642)[5:9], atol=1e-9)
+    turned = POINTS @ ROTATIONS[0].T
+    np.testing.assert_allclose(interpolation(POINTS, turned) @ POINTS, turned, atol=1e-10)
+    coarse, fine = (interpolation_floor(Icosphere(n).vertices, ROTATIONS[:1]) for n in (3, 4))
+    assert fine < 0.002 and coarse / fine > 2**3 * 0.7
+    twelve = Icosphere(0).vertices
+    assert interpolation(twelve, turned).shape == (642, 12)
+
+
+def test_warm_up_gives_the_statistics_of_the_signals():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(len(POINTS)))
+    values = signals(32)(np.eye(3))
+    before = torch.get_rng_state()
+    warm_up(model, values)
+    np.testing.assert_allclose(model[1].running_mean, values.mean(axis=1), atol=5e-3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def certified(capsys, *arguments):
+    status = main(["equivariance", *arguments])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return captured.out
+
+
+SMALL = ("--level", "3", "--rotations", "2", "--digits", "10", "--data", "nowhere")
+
+
+def test_command_line(capsys):
+    found = json.loads(certified(capsys, "PDO-eS2CNN-small", *SMALL, "--json"))
+    assert (found["model"], found["level"], found["grid"]) == ("PDO-eS2CNN-small", 3, "icosphere3")
+    assert (found["signals"], found["rotations"], found["seed"]) == (10, 2, 0)
+    assert found["digits"] == "synthetic digits" and found["weights"] is None
+    assert "error_ik = |y_ik - y_i| / spread" in found["definitions"]
+    for kind in ("digits", "band-limited"):
+        result = found["inputs"][kind]
+        assert [f["vertices"] for f in result["fields"][:2]] == [642, 162]
+        assert 0 <= result["agreement"] <= 1
+        for errors in (result["invariants"], result["logits"], *result["fields"]):
+            assert 0 < errors["mean"] <= errors["max"]
+            assert errors["mean"] / errors["mean_of_norm"] == pytest.approx(
+                errors["norm"] / errors["spread"]
+            )
+    again = certified(capsys, "PDO-eS2CNN-small", *SMALL)
+    assert again == as_text(found) + "\n"  # seeded: the same numbers
+
+
+def test_table(capsys):
+    out = certified(capsys, "UGSCNN", *SMALL)
+    assert "UGSCNN at level 3 (icosphere3-equator), untrained\n10 signals x 2 rotations" in out
+    assert "synthetic digits" in out and out.count("invariants") == 2
+    assert all(len(line) <= 120 for line in out.splitlines())
+
+
+def test_weights_of_a_run(tmp_path):
+    """The numbers are those of the loaded network, with level and options from beside the file."""
+    build = MODELS["spherical_mnist", "PDO-eS2CNN-small"].build
+    torch.manual_seed(5)
+    model = build(level=3, orders=1)
+    warm_up(model, signals(8)(np.eye(3)))
+    path = tmp_path / "weights.safetensors"
+    save_file(model.state_dict(), path)
+    (tmp_path / "config.yaml").write_text(
+        "{model: PDO-eS2CNN-small, options: {orders: 1}, data: {level: 3}}"
+    )
+    keys = {"rotations": 1, "digits": 4, "data": Path("nowhere")}
+    found = certificate("PDO-eS2CNN-small", weights=path, **keys)
+    assert found["level"] == 3 and found["weights"] == str(path)
+    turned = certificate("PDO-eS2CNN-small", weights=path, seed=1, **keys)
+    images = synthetic_digits(1, 4, 0).test_images
+    with torch.no_grad():
+        x = torch.tensor(digit_signals(images, POINTS)(np.eye(3)).T[:, None]).float()
+        norm = float(model.eval()(x).square().sum(1).mean().sqrt())
+    assert found["inputs"]["digits"]["logits"]["norm"] == pytest.approx(norm, rel=1e-5)
+    assert turned["inputs"] != found["inputs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["PDO-eS2CNN-smal"], "unknown model 'PDO-eS2CNN-smal': did you mean 'PDO-eS2CNN-small'?"),
+        (["UGSCNN", "--level", "1"], "UGSCNN at level 1: UGSCNN coarsens its mesh twice"),
+        (["UGSCNN", "--level", "9"], "the level must be in 0..7"),
+        (["UGSCNN", "--digits", "1"], "--digits must be at least 2"),
+        (["UGSCNN", "--rotations", "0"], "--rotations must be at least 1"),
+        (["UGSCNN", "--weights", "none.safetensors"], "none.safetensors is missing"),
+    ],
+)
+def test_errors_are_one_line(capsys, arguments, message):
+    assert main(["equivariance", *arguments, "--data", "nowhere"]) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and error[0].startswith("error: ") and message in error[0]
+
+
+def test_wrong_weights_are_one_line(capsys, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    command = ["equivariance", "UGSCNN", "--level", "3", "--digits", "2", "--data", "nowhere"]
+    for write, message in (
+        (lambda: path.write_bytes(b"{}"), "not a readable safetensors file"),
+        (lambda: save_file({"a": torch.ones(1)}, path), "do not fit the network"),
+        (
+            lambda: (tmp_path / "config.yaml").write_text("model: PDO-eS2CNN-small"),
+            "weights of PDO-eS2CNN-small, not of UGSCNN",
+        ),
+    ):
+        write()
+        assert main([*command, "--weights", str(path)]) == 1
+        error = capsys.readouterr().err.splitlines()
+        assert len(error) == 1 and message in error[0]
