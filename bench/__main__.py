@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.action(options) or 0
-    except (ConfigError, RunError, DataError) as error:
+    except (ConfigError, RunError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Interrupted as interrupted:

@@ -57,10 +57,10 @@ def compare_on_digits(
     torch.manual_seed(seed)
     finest = family.mesh(level)
     network = random_network(family, finest, pool)
-    rotations = haar_rotations(len(digits.test_images), np.random.default_rng(0))
-    upright = np.tile(np.eye(3), (max(len(digits.train_images), len(rotations)), 1, 1))
 
-    def features(images: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    def features(images: np.ndarray, rotations: np.ndarray | None = None) -> np.ndarray:
+        if rotations is None:
+            rotations = np.tile(np.eye(3), (len(images), 1, 1))
         parts = []
         for i in range(0, len(images), BATCH):
             part = slice(i, i + BATCH)
@@ -70,10 +70,10 @@ def compare_on_digits(
         return np.concatenate(parts)
 
     with torch.no_grad():
-        features(digits.train_images[:BATCH], upright)  # momentum 1: the batch's statistics stay
+        features(digits.train_images[:BATCH])  # momentum 1: the batch's statistics stay
         network.eval()
-        train = features(digits.train_images, upright)
-        test = features(digits.test_images, upright)
+        train, test = features(digits.train_images), features(digits.test_images)
+        rotations = haar_rotations(len(test), np.random.default_rng(0))
         turned = features(digits.test_images, rotations)
     change = np.sqrt(np.mean((turned - test) ** 2, axis=0))
     classify = _ridge(train, digits.train_labels)
