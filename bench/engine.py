@@ -29,6 +29,7 @@ from tqdm import tqdm
 from bench import checkpoint, tracking
 from bench.checkpoint import Progress
 from bench.config import RunConfig
+from bench.errors import RunError
 from bench.provenance import peak_memory_gb, provenance
 from bench.registry import MODELS
 from bench.seeds import derive
@@ -66,7 +67,7 @@ def train(
     (folder / "metrics.json").unlink(missing_ok=True)
     task = TASK_CLASSES[run.task](run, data)
     seed_everything(derive(run.base_seed, "initialisation", run.seed))
-    model = MODELS[run.task, run.model].build(level=run.data.level, **run.options).to(device)
+    model = _build(run).to(device)
     optimizer = _optimizer(run, model)
     saved = folder / "checkpoint.pt"
     progress = Progress(run.hash, run.canonical_json())
@@ -274,6 +275,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+
+
+def _build(run: RunConfig) -> nn.Module:
+    try:
+        return MODELS[run.task, run.model].build(level=run.data.level, **run.options)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{run.model} cannot be built from its options: {error}") from error
 
 
 def _optimizer(run: RunConfig, model: nn.Module) -> torch.optim.Optimizer:

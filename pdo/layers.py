@@ -17,7 +17,14 @@ from pdo.frames import default_frames
 from pdo.mesh import Icosphere
 from pdo.operators import derivative_matrix, terms, transport_matrix
 from pdo.sparse import SparseOperator
-from pdo.stencils import SMOOTHED, StencilSpec, fit_stencil, restrict, smoothing_stencil
+from pdo.stencils import (
+    SMOOTHED,
+    StencilSpec,
+    fit_stencil,
+    restrict,
+    smoothing_stencil,
+    without_transport,
+)
 
 
 class PDOConv(nn.Module):
@@ -39,6 +46,7 @@ class PDOConv(nn.Module):
         orders: int,
         input_orders: int | None = None,
         stencil: StencilSpec = SMOOTHED,
+        transport: bool = True,
     ) -> None:
         super().__init__()
         input_orders = orders if input_orders is None else input_orders
@@ -50,8 +58,10 @@ class PDOConv(nn.Module):
         self.smoothing = None
         if stencil.smoothing_rings > 0:
             smooth = smoothing_stencil(mesh, frames, stencil.smoothing_rings)
+            smooth = smooth if transport else without_transport(smooth)
             self.smoothing = SparseOperator(transport_matrix(smooth, input_orders, len(mesh)))
         fit = fit_stencil(mesh, frames, stencil)
+        fit = fit if transport else without_transport(fit)
         self.derivatives = SparseOperator(
             derivative_matrix(fit, mesh.mean_edge, input_orders, reached, len(mesh))
         )
@@ -130,15 +140,30 @@ def _orders(x: Tensor, v: int, weights: Sequence[Tensor]) -> Iterator[tuple[Tens
 
 
 class Pool(nn.Module):
-    """Two-ring smoothing, taken at the vertices of the next coarser mesh (anti-aliased).
+    """Two-ring smoothing, taken at the vertices of the next coarser mesh (anti-aliased); without
+    `smooth`, the values there.
     (V, N, C, B) -> (V / 4, N, C, B)."""
 
-    def __init__(self, mesh: Icosphere, coarse: Icosphere, orders: int) -> None:
+    def __init__(
+        self,
+        mesh: Icosphere,
+        coarse: Icosphere,
+        orders: int,
+        transport: bool = True,
+        smooth: bool = True,
+    ) -> None:
         super().__init__()
-        smooth = restrict(smoothing_stencil(mesh, default_frames(mesh)), len(coarse))
-        self.operator = SparseOperator(transport_matrix(smooth, orders, len(coarse), len(mesh)))
+        self.vertices, self.operator = len(coarse), None
+        if smooth:
+            stencil = restrict(smoothing_stencil(mesh, default_frames(mesh)), len(coarse))
+            stencil = stencil if transport else without_transport(stencil)
+            self.operator = SparseOperator(
+                transport_matrix(stencil, orders, len(coarse), len(mesh))
+            )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.operator is None:
+            return x[: self.vertices].contiguous()
         _, n, c, b = x.shape
         return self.operator(x.reshape(-1, c * b)).view(-1, n, c, b)
 

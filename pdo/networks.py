@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 from torch import Tensor, nn
 
 from pdo.activation import FieldNormReLU
 from pdo.layers import InvariantReadout, PDOConv, Pool
 from pdo.mesh import Icosphere
-from pdo.stencils import SMOOTHED, StencilSpec
+from pdo.stencils import STENCILS
 
 SMALL = ((8,), (16, 16), (28, 28, 44))
 LARGE = ((12,), (28, 28), (44, 44, 64))
@@ -29,23 +29,32 @@ class PDOeS2CNN(nn.Module):
         orders: fibre modes |n| <= orders are kept (N = 2 orders + 1 samples in the direct form).
         samples: orientations at which the nonlinearity is evaluated; a multiple of 10 makes the
             network exactly invariant to the 60 rotations of the icosahedron.
+        stencil: "smoothed", "gaussian", or "paper" for the nearest-ring fit of the paper.
+        transport: carry neighbours' fibres to the frame at P. Without it (for comparison) layers
+            are equivariant only where frames happen to agree.
+        smooth_pooling: smooth before subsampling; else (for comparison) just subsample.
 
     Shapes: (batch, channels, V) -> (batch, classes).
     """
 
     def __init__(
         self,
-        level: int,
-        widths: Sequence[Sequence[int]],
+        level: int = 4,
+        widths: Sequence[Sequence[int]] = SMALL,
         channels: int = 1,
         classes: int = 10,
         orders: int = 2,
         samples: int = 10,
         hidden: int = 64,
         dropout: float = 0.0,
-        stencil: StencilSpec = SMOOTHED,
+        stencil: str = "smoothed",
+        transport: bool = True,
+        smooth_pooling: bool = True,
     ) -> None:
         super().__init__()
+        if stencil not in STENCILS:
+            raise ValueError(f"unknown stencil {stencil!r} (valid: {', '.join(STENCILS)})")
+        spec = STENCILS[stencil]
         if level < len(widths) - 1:
             raise ValueError(f"level {level} is too coarse for {len(widths)} levels of layers")
         meshes = [Icosphere(level - i) for i in range(len(widths))]
@@ -53,9 +62,9 @@ class PDOeS2CNN(nn.Module):
         fields, input_orders = channels, 0
         for i, (mesh, group) in enumerate(zip(meshes, widths, strict=True)):
             if i > 0:
-                layers.append(Pool(meshes[i - 1], mesh, orders))
+                layers.append(Pool(meshes[i - 1], mesh, orders, transport, smooth_pooling))
             for width in group:
-                layers.append(PDOConv(mesh, fields, width, orders, input_orders, stencil))
+                layers.append(PDOConv(mesh, fields, width, orders, input_orders, spec, transport))
                 layers.append(FieldNormReLU(width, orders, samples))
                 fields, input_orders = width, orders
         self.features = nn.Sequential(*layers)
@@ -90,11 +99,8 @@ def _as_field(x: Tensor) -> Tensor:
     return x.permute(2, 1, 0).unsqueeze(1).contiguous()
 
 
-def pdo_es2cnn_small(level: int = 4, **options: Any) -> PDOeS2CNN:
-    """PDO-eS2CNN-small: at most 73,000 parameters, for Spherical MNIST (Table 1)."""
-    return PDOeS2CNN(level, SMALL, **options)
+pdo_es2cnn_small = partial(PDOeS2CNN, widths=SMALL)
+"""PDO-eS2CNN-small: at most 73,000 parameters, for Spherical MNIST (Table 1)."""
 
-
-def pdo_es2cnn_large(level: int = 4, **options: Any) -> PDOeS2CNN:
-    """PDO-eS2CNN-large: at most 180,000 parameters, for Spherical MNIST (Table 1)."""
-    return PDOeS2CNN(level, LARGE, **options)
+pdo_es2cnn_large = partial(PDOeS2CNN, widths=LARGE)
+"""PDO-eS2CNN-large: at most 180,000 parameters, for Spherical MNIST (Table 1)."""

@@ -47,6 +47,7 @@ GAUSSIAN = StencilSpec(rings=2, sigma=1.0, free_value=True)
 SMOOTHED = StencilSpec(smoothing_rings=2)
 """Two-ring smoothing shared by all operators of a layer, then the paper's fit: least sensitive to
 rotations at a fraction of GAUSSIAN's cost (docs/operator.md)."""
+STENCILS = {"paper": PAPER, "gaussian": GAUSSIAN, "smoothed": SMOOTHED}
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,11 @@ def smoothing_stencil(mesh: Icosphere, frames: np.ndarray, rings: int = 2) -> St
     value = np.linalg.inv(moments)[rows, 0]  # the fit's constant term from its right-hand side
     weights = weights * np.einsum("ei,ei->e", value, design)
     return Stencil(rows, cols, weights[:, None], transport_angles(frames[rows], frames[cols]))
+
+
+def without_transport(stencil: Stencil) -> Stencil:
+    """The stencil with all transport angles 0: it takes neighbouring frames as if they agreed."""
+    return replace(stencil, angles=np.zeros_like(stencil.angles))
 
 
 def restrict(stencil: Stencil, n_rows: int) -> Stencil:

@@ -93,13 +93,17 @@ def test_recipe_then_protocol_then_model_decide():
     tree = tiny_protocol()
     task = tree["tasks"]["spherical_mnist"]
     task["train"] = {"epochs": 7}
-    task["model"] = {"UGSCNN": {"train": {"batch_size": 8}, "options": {"dropout": 0.1}}}
+    task["model"] = {
+        "UGSCNN": {"train": {"batch_size": 8}, "options": {"dropout": 0.1}},
+        "PDO-eS2CNN-large": {"options": {"stencil": "paper"}},
+    }
     runs = {r.model: r for r in planned_runs(parse_protocol(tree))}
     assert runs["UGSCNN"].train.learning_rate == 1e-2  # its recipe
     assert runs["UGSCNN"].train.epochs == 7
     assert runs["UGSCNN"].train.batch_size == 8
     assert runs["UGSCNN"].options == {"dropout": 0.1}
     assert runs["PDO-eS2CNN-small"].options == {}
+    assert runs["PDO-eS2CNN-large"].options == {"stencil": "paper"}
 
 
 def test_hash_depends_on_content_alone():

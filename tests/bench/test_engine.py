@@ -189,6 +189,12 @@ def test_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, tiny_da
     assert [p.name for p in run_folder(tmp_path, run).iterdir()] == ["config.yaml"]
 
 
+def test_bad_option_of_a_model(tmp_path, tiny_data):
+    run = tiny_run("PDO-eS2CNN-small").model_copy(update={"options": {"stencil": "papr"}})
+    with pytest.raises(RunError, match=r"PDO-eS2CNN-small cannot be built .* unknown stencil"):
+        train(run, tmp_path, tiny_data, CPU, track=False)
+
+
 def test_missing_data(tmp_path):
     with pytest.raises(RunError, match="no prepared signals"):
         train(tiny_run(), tmp_path, tmp_path, CPU, track=False)

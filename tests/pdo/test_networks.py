@@ -60,3 +60,29 @@ def test_batch_of_one_and_state_dict(tmp_path):
     twin = pdo_es2cnn_small(level=3).eval()
     twin.load_state_dict(torch.load(tmp_path / "w.pt", weights_only=True))
     torch.testing.assert_close(twin(x), network(x), rtol=0, atol=0)
+
+
+def test_variants_for_comparison():
+    """Other stencils, no transport, plain subsampling: same parameters, another function."""
+    x = torch.randn(2, 1, 642, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for options in (
+        {},
+        {"stencil": "paper"},
+        {"stencil": "gaussian"},
+        {"transport": False},
+        {"smooth_pooling": False},
+    ):
+        torch.manual_seed(0)
+        network = pdo_es2cnn_small(level=3, **options)
+        assert parameters(network) == 72_298
+        with torch.no_grad():
+            outputs.append(network(x))
+    for i, a in enumerate(outputs):
+        for b in outputs[:i]:
+            assert (a - b).abs().max() > 1e-3
+
+
+def test_unknown_stencil():
+    with pytest.raises(ValueError, match=r"unknown stencil 'papr' \(valid: paper, gaussian, smoo"):
+        pdo_es2cnn_small(stencil="papr")
