@@ -79,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     orders.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
     orders.add_argument("--out", type=Path, default=Path("results/recorded/convergence"))
     orders.add_argument("--json", action="store_true", help="print all numbers")
+    fast = add("speed", _speed, "measure the time and memory of layers and networks")
+    fast.add_argument("--level", type=int, default=4, help="icosphere level")
+    fast.add_argument("--threads", type=int, default=1, help="CPU threads")
+    fast.add_argument("--repeats", type=int, default=7, help="medians are over so many")
+    fast.add_argument("--peers", type=Path, help="compare with other libraries, installed here")
+    fast.add_argument("--out", type=Path, default=Path("results/recorded/speed"))
+    fast.add_argument("--json", action="store_true", help="print all numbers")
     add("models", _models, "list the registered models")
     add("config", _config, "write config/schema.json and config/reference.yaml")
     return parser
@@ -165,14 +172,26 @@ def _equivariance(options: argparse.Namespace) -> None:
 
 
 def _convergence(options: argparse.Namespace) -> None:
-    from bench.convergence_report import as_json, write_report
+    from bench.convergence_report import write_report
 
     torch.set_num_threads(1)
     _keep_freed_memory()
     levels = tuple(options.levels)
-    tables, paths = write_report(levels, options.digits, options.data, options.out)
+    result, paths = write_report(levels, options.digits, options.data, options.out)
     if options.json:
-        print(json.dumps(as_json(tables), indent=2, allow_nan=False))
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        print(*paths, sep="\n")
+
+
+def _speed(options: argparse.Namespace) -> None:
+    from bench.speed_report import write_report
+
+    torch.set_num_threads(options.threads)
+    _keep_freed_memory()
+    found, paths = write_report(options.level, options.repeats, options.peers, options.out)
+    if options.json:
+        print(json.dumps(found, indent=2, allow_nan=False))
     else:
         print(*paths, sep="\n")
 

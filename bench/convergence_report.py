@@ -88,8 +88,15 @@ def measure(levels: tuple[int, int], digits: int, data: Path) -> dict[str, pd.Da
 
 def write_report(
     levels: tuple[int, int], digits: int, data: Path, out: Path
-) -> tuple[dict[str, pd.DataFrame], list[Path]]:
-    """Measure and write <table>.csv, convergence.md and convergence.png into `out`."""
+) -> tuple[dict[str, Any], list[Path]]:
+    """Measure and write <table>.csv, convergence.md and convergence.png into `out`. Returns where
+    the numbers come from and all tables, as plain values (NaN as null), and the files."""
+    source = {  # before the measurements: the code may be edited while they run
+        "command": f"python -m bench convergence --levels {levels[0]} {levels[1]} "
+        f"--digits {digits}",
+        **git_state(),
+        **hardware(torch.device("cpu")),
+    }
     tables = measure(levels, digits, data)
     paths = []
     for name, table in tables.items():
@@ -98,20 +105,14 @@ def write_report(
             table.to_csv(path, index=False, float_format="%.6g")
     paths.append(out / "convergence.md")
     with atomic_path(paths[-1]) as path:
-        command = f"python -m bench convergence --levels {levels[0]} {levels[1]} --digits {digits}"
-        path.write_text(_markdown(tables, command))
+        path.write_text(_markdown(tables, source))
     paths.append(out / "convergence.png")
     with atomic_path(paths[-1]) as path:
         _figure(tables, path)
-    return tables, paths
-
-
-def as_json(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """All tables as plain values (NaN as null), with commit and machine."""
-    rows = {
-        k: t.astype(object).where(t.notna(), None).to_dict("records") for k, t in tables.items()
+    plain = {
+        name: table.astype(object).where(table.notna(), None) for name, table in tables.items()
     }
-    return {**git_state(), **hardware(torch.device("cpu")), **rows}
+    return source | {name: table.to_dict("records") for name, table in plain.items()}, paths
 
 
 def _orders(errors: pd.DataFrame) -> pd.DataFrame:
@@ -126,9 +127,9 @@ def _orders(errors: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _markdown(tables: dict[str, pd.DataFrame], command: str) -> str:
-    errors, machine, state = tables["errors"], hardware(torch.device("cpu")), git_state()
-    names, last = list(FAMILIES), errors["level"].max()
+def _markdown(tables: dict[str, pd.DataFrame], source: dict[str, Any]) -> str:
+    errors, names = tables["errors"], list(FAMILIES)
+    last = errors["level"].max()
     orders = tables["orders"]
     orders = orders.assign(order=orders["order"].map("{:.2f}".format) + _interval(orders))
     detail = orders[(orders["family"] == DETAILED) & orders["quantity"].isin(SINGLE)]
@@ -154,11 +155,11 @@ def _markdown(tables: dict[str, pd.DataFrame], command: str) -> str:
     if "pools" in tables:
         sections["Pooling"] = tables["pools"]
     sections["Fibre interpolation, nearest ring: rms error by level"] = fibre.reset_index()
-    commit = f"{state['git_commit']}{' with local changes' if state['git_dirty'] else ''}"
+    commit = f"{source['git_commit']}{' with local changes' if source['git_dirty'] else ''}"
     text = [
         "# Convergence, measured",
-        f"`{command}`, commit {commit}, {machine['cpu']}. Errors are relative, on all Wigner-D "
-        f"functions of degree {DEGREE}; definitions in `bench/convergence.py` and "
+        f"`{source['command']}`, commit {commit}, {source['cpu']}. Errors are relative, on all "
+        f"Wigner-D functions of degree {DEGREE}; definitions in `bench/convergence.py` and "
         "`bench/stencil_digits.py`.",
     ]
     for title, table in sections.items():

@@ -1,0 +1,251 @@
+"""What a layer and a network cost: times measured side by side in one process, and the machine's
+floors they are held against.
+
+A step of a layer is forward and backward, with gradients to the input and to all weights; a step of
+a network also computes the loss and updates the parameters. Steps that are compared run in turn,
+several times over, so that a busy machine slows all of them; medians are reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.convergence import fit_order
+from bench.provenance import peak_memory_gb
+from bench.registry import MODELS
+from data_prep.grids import grid_points
+from pdo.activation import fibre_basis
+from pdo.direct import to_direct
+from pdo.layers import PDOConv, _Mix, _real_weights
+from pdo.mesh import Icosphere
+
+FIELDS, BATCH = 16, 16
+"""Of the single layers. With 8 samples MKL multiplies small matrices four times more slowly."""
+SAMPLES = (5, 9, 15)
+SCALED_FIELDS = (8, 16, 32, 64)
+NETWORK_BATCH = 32
+GEMM_SIZE, COPY_BYTES = 1536, 2**28
+
+Row = dict[str, Any]
+Step = Callable[[], object]
+
+
+def run_in_turn(steps: dict[str, Step], repeats: int) -> dict[str, float]:
+    """Median seconds of each step: all once to warm up, then all in turn, `repeats` times. A step
+    that returns a float has taken its own time."""
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            own = step()
+            taken = time.perf_counter() - start
+            seconds[name].append(own if isinstance(own, float) else taken)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def layer_step(layer: nn.Module, x: Tensor) -> Step:
+    """Forward and backward of a layer; the gradients replace those of the step before."""
+    x = x.detach().requires_grad_()
+    grad = torch.randn_like(layer(x))
+    inputs = [x, *layer.parameters()]
+    return lambda: torch.autograd.grad(layer(x), inputs, grad)
+
+
+def random_field(mesh: Icosphere, samples: int, fields: int, batch: int) -> Tensor:
+    return torch.randn(len(mesh), samples, fields, batch)
+
+
+def compare_forms(level: int, repeats: int, samples: Sequence[int] = SAMPLES) -> list[Row]:
+    """A group layer in spectral and in direct form, the same function, for each N.
+
+    `difference`: largest difference of the two outputs on the samples of the fibre, relative to the
+    largest output.
+    """
+    mesh, rows = Icosphere(level), []
+    for n in samples:
+        spectral = PDOConv(mesh, FIELDS, FIELDS, n // 2)
+        direct, basis = to_direct(spectral), fibre_basis(n // 2, n)
+        x = random_field(mesh, n, FIELDS, BATCH)
+        sampled = torch.einsum("sn,vncb->vscb", basis, x)
+        with torch.no_grad():
+            want = torch.einsum("sn,vncb->vscb", basis, spectral(x))
+            difference = (direct(sampled) - want).abs().max() / want.abs().max()
+        steps = {"spectral": layer_step(spectral, x), "direct": layer_step(direct, sampled)}
+        seconds = run_in_turn(steps, repeats)
+        rows.append({"N": n, **_per_sample(seconds, BATCH), "difference": float(difference)})
+        rows[-1]["direct / spectral"] = seconds["direct"] / seconds["spectral"]
+    return rows
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations and bytes moved of one step of a group layer.
+
+    mixing: channel mixing, 2 V B sum over m of (rows of m) (columns of m) multiply-adds, three
+        times: forward, gradient to its input, gradient to the weights.
+    sparse: 2 C_in B nnz for each sparse matrix (smoothing, derivatives), forward and transposed.
+    bytes: what the products read and write if each passes once over its operands: field x, smooth
+        s, derivatives d, output y, and their gradients. Forward x + 2 s + 2 d + y; backward
+        d (weights), 2 dy, 2 dd, 2 ds, dx; the sparse matrices twice, with 4-byte indices.
+    """
+
+    mixing: int
+    sparse: int
+    bytes: int
+
+    @property
+    def arithmetic(self) -> int:
+        return self.mixing + self.sparse
+
+    def floor(self, gemm: float, copy: float) -> float:
+        """Seconds it takes at least: max(arithmetic / GEMM rate, bytes / copy rate)."""
+        return max(self.arithmetic / gemm, self.bytes / copy)
+
+
+def count_work(layer: PDOConv, batch: int) -> Work:
+    """Work of one step of `layer` on `batch` samples."""
+    vertices, number = len(layer.mesh), layer.weights[0].element_size()
+    columns = layer.weights[0].shape[-1] * batch
+    matrices = [_real_weights(w) for w in layer.weights]
+    operators = [o for o in (layer.smoothing, layer.derivatives) if o is not None]
+    nonzeros = sum(o.a_values.numel() for o in operators)
+    # What stands between products is written once and read once; ends and weights come on top.
+    entries = [operators[0].shape[1] * columns]  # x
+    entries += [o.shape[0] * columns for o in operators]  # s, d
+    out = vertices * batch * sum(len(w) for w in matrices)
+    forward = entries[0] + 2 * sum(entries[1:]) + out
+    backward = entries[-1] + 2 * out + 2 * sum(entries[1:]) + entries[0]
+    indices = 2 * nonzeros + sum(sum(o.shape) + 2 for o in operators)
+    return Work(
+        mixing=3 * 2 * vertices * batch * sum(w.numel() for w in matrices),
+        sparse=2 * 2 * columns * nonzeros,
+        bytes=number * (forward + backward + 2 * nonzeros) + 4 * indices,
+    )
+
+
+def compare_with_floors(level: int, repeats: int, samples: Sequence[int] = SAMPLES) -> list[Row]:
+    """Group layers and their mixing against the rates of a large GEMM and of a large copy."""
+    mesh, rows = Icosphere(level), []
+    a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE)
+    source, target = torch.empty(2, COPY_BYTES // 4).fill_(1.0)
+    for n in samples:
+        layer = PDOConv(mesh, FIELDS, FIELDS, n // 2)
+        work = count_work(layer, BATCH)
+        x = random_field(mesh, n, FIELDS, BATCH)
+        steps = {
+            "gemm": lambda: a @ b,
+            "copy": lambda: target.copy_(source),
+            "mixing": mixing_step(layer, x),
+            "layer": layer_step(layer, x),
+        }
+        seconds = run_in_turn(steps, repeats)
+        gemm, copy = 2 * GEMM_SIZE**3 / seconds["gemm"], 2 * COPY_BYTES / seconds["copy"]
+        mixing = work.mixing / seconds["mixing"]
+        row = {"N": n, "GEMM GFLOP/s": gemm / 1e9, "copy GB/s": copy / 1e9}
+        row |= {"mixing GFLOP/s": mixing / 1e9, "mixing / GEMM": mixing / gemm}
+        row |= {"layer ms": 1e3 * seconds["layer"], "floor ms": 1e3 * work.floor(gemm, copy)}
+        row["arithmetic ms"] = 1e3 * work.arithmetic / gemm
+        row["bytes ms"] = 1e3 * work.bytes / copy
+        row["layer / floor"] = seconds["layer"] / work.floor(gemm, copy)
+        rows.append(row)
+    return rows
+
+
+def mixing_step(layer: PDOConv, x: Tensor) -> Step:
+    """Channel mixing alone, on the derivatives of x."""
+    with torch.no_grad():
+        v, _, _, b = x.shape
+        x = x.reshape(layer.derivatives.shape[1], -1)
+        derivatives = layer.derivatives(x).view(-1, b)
+        inputs = [derivatives, *(_real_weights(w) for w in layer.weights)]
+        grad = torch.randn_like(_Mix.apply(derivatives, v, *inputs[1:]))
+    inputs = [i.requires_grad_() for i in inputs]
+    return lambda: torch.autograd.grad(_Mix.apply(inputs[0], v, *inputs[1:]), inputs, grad)
+
+
+def measure_scaling(level: int, repeats: int, fields: Sequence[int] = SCALED_FIELDS) -> list[Row]:
+    """Time of a layer's step per sample over levels level - 1 .. level + 2 and over fields."""
+    n, meshes = SAMPLES[0], [Icosphere(at) for at in range(level - 1, level + 3)]
+    sizes = [("vertices", mesh, FIELDS) for mesh in meshes]
+    sizes += [("fields", meshes[1], count) for count in fields]
+    rows, steps = [], {}
+    for over, mesh, count in sizes:
+        layer = PDOConv(mesh, count, count, n // 2)
+        steps[f"{over} {len(rows)}"] = layer_step(layer, random_field(mesh, n, count, BATCH))
+        rows.append({"over": over, "vertices": len(mesh), "fields": count, "N": n})
+    seconds = run_in_turn(steps, repeats).values()
+    return [row | _per_sample({"spectral": s}, BATCH) for row, s in zip(rows, seconds, strict=True)]
+
+
+def fit_exponents(rows: list[Row]) -> dict[str, tuple[float, float]]:
+    """Exponents of the time in vertices and in fields, each with its 95 % half width."""
+    exponents = {}
+    for over in ("vertices", "fields"):
+        found = [row for row in rows if row["over"] == over]
+        order = fit_order([r[over] for r in found], [r["spectral ms"] for r in found])
+        exponents[over] = order[:2]
+    return exponents
+
+
+def network_step(model: str, level: int, batch: int = NETWORK_BATCH) -> Step:
+    """A training step of a registered network on random signals."""
+    entry = MODELS["spherical_mnist", model]
+    network = entry.build(level=level)
+    x = torch.randn(batch, 1, len(grid_points(entry.grid_name(level))))
+    target = torch.randint(10, (batch,))
+    optimizer = torch.optim.Adam(network.parameters())
+
+    def step() -> None:
+        loss = nn.functional.cross_entropy(network(x), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def measure_networks(level: int, repeats: int) -> list[Row]:
+    """Time and peak memory of a training step of every registered network; the memory is that of a
+    fresh process which makes the network and takes three steps."""
+    names = [model for task, model in MODELS if task == "spherical_mnist"]
+    seconds = run_in_turn({name: network_step(name, level) for name in names}, repeats)
+    rows = []
+    for name in names:
+        memory = in_fresh_process(peak_memory, name, level, torch.get_num_threads())
+        ms = 1e3 * seconds[name] / NETWORK_BATCH
+        rows.append({"network": name, "ms a digit": ms, "peak memory GB": memory})
+    return rows
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's value in a process forked from a small one: Linux lets a process that this one
+    starts itself begin with this one's peak memory."""
+    with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_memory(model: str, level: int, threads: int) -> float:
+    """Peak resident memory (GB) of this process after three training steps."""
+    from bench.__main__ import _keep_freed_memory  # as in training
+
+    _keep_freed_memory()
+    torch.set_num_threads(threads)
+    step = network_step(model, level)
+    for _ in range(3):
+        step()
+    return peak_memory_gb(torch.device("cpu"))["peak_memory_gb"]
+
+
+def _per_sample(seconds: dict[str, float], batch: int) -> dict[str, float]:
+    return {f"{name} ms": 1e3 * s / batch for name, s in seconds.items()}
