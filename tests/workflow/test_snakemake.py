@@ -110,14 +110,17 @@ def test_a_changed_config_reruns_its_runs_only(finished):
 
 
 def test_recording_needs_a_clean_commit(finished):
-    """One run was made again while files were edited; recording is all or nothing."""
+    """One run is made again while a file is edited; recording is all or nothing."""
     project, _ = finished
+    run = "results/runs/test/spherical_mnist/UGSCNN/N/seed1/metrics.json"
+    edited = project.folder / "pdo/networks.py"
+    edited.write_text(edited.read_text() + "\n# a remark\n")
+    assert project.snakemake("--force", run).returncode == 0
     done = project.run("python", "-m", "bench", "record", "--protocol", "test")
     assert done.returncode == 1
     assert "UGSCNN/N/seed1 does not come from a clean commit" in done.stdout.splitlines()[-1]
     assert not (project.folder / "results/recorded/test").exists()
     project.commit()
-    run = "results/runs/test/spherical_mnist/UGSCNN/N/seed1/metrics.json"
     assert project.snakemake("--force", run).returncode == 0
     assert project.snakemake("all").returncode == 0
     done = project.run("python", "-m", "bench", "record", "--protocol", "test")
