@@ -65,7 +65,11 @@ class TrainConfig(_Strict):
     step_epochs: int = Field(10, ge=1, description="schedule step: epochs between two decays")
     step_factor: float = Field(0.5, gt=0, le=1, description="schedule step: factor of a decay")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy")
-    amp: bool = Field(False, description="bfloat16 autocast on a GPU (never on a CPU)")
+    amp: bool = Field(
+        False,
+        description="train in mixed precision (bfloat16 autocast) where the hardware has it; "
+        "validation and test are in float32",
+    )
 
 
 TrainChanges: type[BaseModel] = create_model(

@@ -30,6 +30,7 @@ from bench import checkpoint, tracking
 from bench.checkpoint import Progress
 from bench.config import RunConfig
 from bench.errors import RunError
+from bench.precision import autocast, mixed_precision
 from bench.provenance import peak_memory_gb, provenance
 from bench.registry import MODELS
 from bench.seeds import derive
@@ -78,6 +79,7 @@ def train(
     with atomic_path(folder / "config.yaml") as path:
         path.write_text(yaml.safe_dump(run.model_dump(), sort_keys=False))
     facts = provenance(run, device, task.facts)
+    facts["precision"] = "bfloat16" if mixed_precision(device, run.train.amp) else "float32"
 
     with (
         tracking.track(results, run.key, run.model_dump(), facts, enabled=track) as tracked,
@@ -126,7 +128,6 @@ def _train_epoch(
     order = np.random.default_rng(seed).permutation(task.size("train"))
     steps = steps_per_epoch(task.size("train"), run.train.batch_size)
     since = time.monotonic()
-    amp = torch.autocast("cuda", torch.bfloat16, enabled=run.train.amp and device.type == "cuda")
     bar = tqdm(
         total=steps,
         initial=progress.step,
@@ -142,7 +143,7 @@ def _train_epoch(
             group["lr"] = rate
         start = progress.step * run.train.batch_size
         x, target = task.batch("train", np.sort(order[start : start + run.train.batch_size]))
-        with amp:
+        with autocast(device, run.train.amp):
             loss = task.loss(model(x.to(device)), target.to(device))
         optimizer.zero_grad()
         loss.backward()

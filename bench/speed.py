@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from bench.convergence import fit_order
+from bench.precision import autocast, mixed_precision
 from bench.provenance import peak_memory_gb
 from bench.registry import MODELS
 from data_prep.grids import grid_points
 from pdo.activation import fibre_basis
 from pdo.direct import to_direct
-from pdo.layers import PDOConv, _Mix, _real_weights
+from pdo.layers import PDOConv, real_weights
+from pdo.local import add_weight_gradients, chunks, mix, mix_transposed
 from pdo.mesh import Icosphere
 
 FIELDS, BATCH = 16, 16
@@ -95,9 +97,9 @@ class Work:
     mixing: channel mixing, 2 V B sum over m of (rows of m) (columns of m) multiply-adds, three
         times: forward, gradient to its input, gradient to the weights.
     sparse: 2 C_in B nnz for each sparse matrix (smoothing, derivatives), forward and transposed.
-    bytes: what the products read and write if each passes once over its operands: field x, smooth
-        s, derivatives d, output y, and their gradients. Forward x + 2 s + 2 d + y; backward
-        d (weights), 2 dy, 2 dd, 2 ds, dx; the sparse matrices twice, with 4-byte indices.
+    bytes: what must pass through memory if derivatives never do: field x, smooth s, output y, and
+        their gradients. Forward x + 2 s + y; backward dy + s + 2 ds + dx; the sparse matrices
+        twice, with 4-byte indices.
     """
 
     mixing: int
@@ -117,20 +119,17 @@ def count_work(layer: PDOConv, batch: int) -> Work:
     """Work of one step of `layer` on `batch` samples."""
     vertices, number = len(layer.mesh), layer.weights[0].element_size()
     columns = layer.weights[0].shape[-1] * batch
-    matrices = [_real_weights(w) for w in layer.weights]
-    operators = [o for o in (layer.smoothing, layer.derivatives) if o is not None]
-    nonzeros = sum(o.a_values.numel() for o in operators)
-    # What stands between products is written once and read once; ends and weights come on top.
-    entries = [operators[0].shape[1] * columns]  # x
-    entries += [o.shape[0] * columns for o in operators]  # s, d
+    matrices = [real_weights(w) for w in layer.weights]
+    nonzeros, smoothed = layer.derivatives.nnz, 0
+    field = vertices * layer.derivatives.coordinates * columns
+    if layer.smoothing is not None:
+        nonzeros, smoothed = nonzeros + layer.smoothing.a_values.numel(), field
     out = vertices * batch * sum(len(w) for w in matrices)
-    forward = entries[0] + 2 * sum(entries[1:]) + out
-    backward = entries[-1] + 2 * out + 2 * sum(entries[1:]) + entries[0]
-    indices = 2 * nonzeros + sum(sum(o.shape) + 2 for o in operators)
+    moved = 2 * field + 2 * out + 2 * 2 * smoothed + field
     return Work(
         mixing=3 * 2 * vertices * batch * sum(w.numel() for w in matrices),
         sparse=2 * 2 * columns * nonzeros,
-        bytes=number * (forward + backward + 2 * nonzeros) + 4 * indices,
+        bytes=number * (moved + 2 * nonzeros) + 2 * 4 * nonzeros,
     )
 
 
@@ -163,15 +162,24 @@ def compare_with_floors(level: int, repeats: int, samples: Sequence[int] = SAMPL
 
 
 def mixing_step(layer: PDOConv, x: Tensor) -> Step:
-    """Channel mixing alone, on the derivatives of x."""
+    """Channel mixing alone, forward and backward, on derivatives in the cache as in the layer."""
     with torch.no_grad():
-        v, _, _, b = x.shape
-        x = x.reshape(layer.derivatives.shape[1], -1)
-        derivatives = layer.derivatives(x).view(-1, b)
-        inputs = [derivatives, *(_real_weights(w) for w in layer.weights)]
-        grad = torch.randn_like(_Mix.apply(derivatives, v, *inputs[1:]))
-    inputs = [i.requires_grad_() for i in inputs]
-    return lambda: torch.autograd.grad(_Mix.apply(inputs[0], v, *inputs[1:]), inputs, grad)
+        weights = [real_weights(w) for w in layer.weights]
+    totals = [torch.zeros_like(w) for w in weights]
+    slices = chunks(x, sum(layer.derivatives.rows))
+    derived = layer.derivatives.of(x.flatten(2), slices[0])
+    derived = derived.view(len(derived), -1, x.shape[3])
+    grad = torch.randn(len(x), sum(len(w) for w in weights), x.shape[3])
+    out, below = torch.empty_like(grad), torch.empty_like(derived)
+
+    def step() -> None:
+        for chunk in slices:
+            size = len(grad[chunk])
+            mix(derived[:size], weights, out[chunk])
+            add_weight_gradients(derived[:size], grad[chunk], totals)
+            mix_transposed(grad[chunk], weights, below[:size])
+
+    return step
 
 
 def measure_scaling(level: int, repeats: int, fields: Sequence[int] = SCALED_FIELDS) -> list[Row]:
@@ -199,7 +207,7 @@ def fit_exponents(rows: list[Row]) -> dict[str, tuple[float, float]]:
 
 
 def network_step(model: str, level: int, batch: int = NETWORK_BATCH) -> Step:
-    """A training step of a registered network on random signals."""
+    """A training step of a registered network on random signals, in the precision of its recipe."""
     entry = MODELS["spherical_mnist", model]
     network = entry.build(level=level)
     x = torch.randn(batch, 1, len(grid_points(entry.grid_name(level))))
@@ -207,7 +215,8 @@ def network_step(model: str, level: int, batch: int = NETWORK_BATCH) -> Step:
     optimizer = torch.optim.Adam(network.parameters())
 
     def step() -> None:
-        loss = nn.functional.cross_entropy(network(x), target)
+        with autocast(torch.device("cpu"), entry.recipe.get("amp", False)):
+            loss = nn.functional.cross_entropy(network(x), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -224,7 +233,11 @@ def measure_networks(level: int, repeats: int) -> list[Row]:
     for name in names:
         memory = in_fresh_process(peak_memory, name, level, torch.get_num_threads())
         ms = 1e3 * seconds[name] / NETWORK_BATCH
-        rows.append({"network": name, "ms a digit": ms, "peak memory GB": memory})
+        amp = MODELS["spherical_mnist", name].recipe.get("amp", False)
+        precision = "bfloat16" if mixed_precision(torch.device("cpu"), amp) else "float32"
+        rows.append(
+            {"network": name, "precision": precision, "ms a digit": ms, "peak memory GB": memory}
+        )
     return rows
 
 

@@ -26,6 +26,7 @@ from data_prep.synthetic_digits import synthetic_digits
 from pdo.activation import FieldNormReLU
 from pdo.frames import default_frames
 from pdo.layers import InvariantReadout, PDOConv
+from pdo.local import Derivatives
 from pdo.mesh import Icosphere
 from pdo.operators import derivative_matrix, transport_matrix
 from pdo.sparse import SparseOperator
@@ -94,7 +95,8 @@ class FamilyConv(PDOConv):
         smoothers, derivatives, identity = layer_matrices(mesh, family, input_orders)
         for matrix in reversed(smoothers):
             derivatives = derivatives @ matrix
-        self.derivatives = SparseOperator(derivatives + identity)
+        matrix = sparse.csr_array(derivatives + identity)
+        self.derivatives = Derivatives(matrix, self.derivatives.rows, 2 * input_orders + 1)
 
 
 class FamilyPool(nn.Module):

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pdo.precision import full_precision
+
 CHUNK_BYTES = 2**19
 """So many bytes of a field are worked on at a time, to stay in a core's cache."""
 
@@ -34,6 +36,10 @@ class FieldNormReLU(nn.Module):
         self.register_buffer("basis", fibre_basis(orders, samples), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        with full_precision(x):
+            return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         if not self.training:
             scale = self.gain * torch.rsqrt(self.variance + self.eps)
             return _ScaleReLU.apply(x, scale, self.bias - self.mean * scale, self.basis)

@@ -2,20 +2,23 @@
 
 Layout of a field: (vertex, fibre coordinate, channel, batch), see `pdo.operators` for the fibre.
 In this order every step is a CSR product or a batched GEMM, with no transposes between them.
+Under `torch.autocast` derivatives and mixing are computed in its dtype; everything else, and what
+layers pass on, stays in the field's own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pdo.frames import default_frames
+from pdo.local import Derivatives, derive_and_mix
 from pdo.mesh import Icosphere
-from pdo.operators import derivative_matrix, terms, transport_matrix
+from pdo.operators import derivative_matrix, derivative_rows, terms, transport_matrix
+from pdo.precision import compute_dtype
 from pdo.sparse import SparseOperator
 from pdo.stencils import (
     SMOOTHED,
@@ -62,81 +65,34 @@ class PDOConv(nn.Module):
             self.smoothing = SparseOperator(transport_matrix(smooth, input_orders, len(mesh)))
         fit = fit_stencil(mesh, frames, stencil)
         fit = fit if transport else without_transport(fit)
-        self.derivatives = SparseOperator(
-            derivative_matrix(fit, mesh.mean_edge, input_orders, reached, len(mesh))
-        )
+        matrix = derivative_matrix(fit, mesh.mean_edge, input_orders, reached, len(mesh))
+        rows = [derivative_rows(m, input_orders) for m in range(reached + 1)]
+        self.derivatives = Derivatives(matrix, rows, 2 * input_orders + 1)
         self.weights = nn.ParameterList()
         for m in range(reached + 1):
-            count = len(terms(m, input_orders))
-            if m == 0:  # real weights: one for each real row
-                count = sum(1 if t.n == 0 else 2 for t in terms(0, input_orders))
+            # order 0: real weights, one for each real row
+            count = rows[0] if m == 0 else len(terms(m, input_orders))
             fan_in = (1 if m == 0 else 2) * count * in_fields
             shape = (count, out_fields, in_fields) if m == 0 else (2, count, out_fields, in_fields)
             self.weights.append(nn.Parameter(torch.randn(shape) * math.sqrt(2 / fan_in)))
 
     def forward(self, x: Tensor) -> Tensor:
         v, n, c, b = x.shape
-        x = x.reshape(v * n, c * b)
         if self.smoothing is not None:
-            x = self.smoothing(x)
-        mixed = _Mix.apply(self.derivatives(x).view(-1, b), v, *map(_real_weights, self.weights))
+            x = self.smoothing(x.reshape(v * n, c * b)).view(v, n, c, b)
+        weights = [real_weights(w) for w in self.weights]
+        mixed = derive_and_mix(x, self.derivatives, weights, compute_dtype(x))
         out = mixed.view(v, -1, self.out_fields, b)
         return nn.functional.pad(out, (0, 0, 0, 0, 0, self.unreached)) if self.unreached else out
 
 
-def _real_weights(w: Tensor) -> Tensor:
+def real_weights(w: Tensor) -> Tensor:
     """The GEMM matrix of one order: (parts * C_out, rows * C_in)."""
     if w.dim() == 3:
         return w.transpose(0, 1).flatten(1)
     re, im = w
     blocks = torch.stack([torch.stack([re, -im]), torch.stack([im, re])])  # out part, in part, term
     return blocks.permute(0, 3, 2, 1, 4).flatten(2, 4).flatten(0, 1)
-
-
-class _Mix(torch.autograd.Function):
-    """Channel mixing, order by order: out (V, rows of all orders, B), where the rows of order m are
-    its matrix times its block (V, K_m, B) of x. The blocks of x stand one below the other."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, v: int, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(x, *weights)
-        out = x.new_empty(v, sum(len(w) for w in weights), x.shape[1])
-        for w, block, rows in _orders(x, v, weights):
-            out[:, rows] = torch.bmm(w.expand(v, -1, -1), block)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        v = len(grad)
-        grad = grad.contiguous()
-        grad_x = torch.empty_like(x)
-        grad_blocks = _orders(grad_x, v, weights)
-        grad_weights = []
-        for (w, block, rows), (_, grad_block, _) in zip(
-            _orders(x, v, weights), grad_blocks, strict=True
-        ):
-            torch.bmm(w.t().expand(v, -1, -1), grad[:, rows], out=grad_block)
-            grad_weights.append(_sum_of_products(grad[:, rows], block))
-        return grad_x, None, *grad_weights
-
-
-def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
-    """sum over v of a[v] b[v]^T, some vertices at a time to keep the products in cache."""
-    total = a.new_zeros(a.shape[1], b.shape[1])
-    for start in range(0, len(a), 64):
-        chunk = slice(start, start + 64)
-        total += torch.bmm(a[chunk], b[chunk].transpose(1, 2)).sum(0)
-    return total
-
-
-def _orders(x: Tensor, v: int, weights: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """Each order's matrix, its block of x as (V, K_m, B), and its rows in the output."""
-    start = row = 0
-    for w in weights:
-        block = x[start : start + v * w.shape[1]].view(v, w.shape[1], -1)
-        yield w, block, slice(row, row + len(w))
-        start, row = start + v * w.shape[1], row + len(w)
 
 
 class Pool(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pdo.activation import FieldNormReLU
 from pdo.layers import InvariantReadout, PDOConv, Pool
 from pdo.mesh import Icosphere
+from pdo.precision import full_precision
 from pdo.stencils import STENCILS
 
 SMALL = ((8,), (16, 16), (28, 28, 44))
@@ -78,11 +79,15 @@ class PDOeS2CNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.invariants(x))
+        invariants = self.invariants(x)
+        with full_precision(x):
+            return self.head(invariants)
 
     def invariants(self, x: Tensor) -> Tensor:
         """The pooled features, (batch, fields of the last layer)."""
-        return self.readout(self.features(_as_field(x)))
+        features = self.features(_as_field(x))
+        with full_precision(x):
+            return self.readout(features)
 
     def fields(self, x: Tensor) -> list[Tensor]:
         """The last field of each level, finest first, each (V, N, fields, batch)."""

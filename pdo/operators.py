@@ -55,6 +55,11 @@ def terms(m: int, input_orders: int) -> list[Term]:
     return found
 
 
+def derivative_rows(m: int, input_orders: int) -> int:
+    """Real rows of output order m at a vertex: two parts of each term, one where both are real."""
+    return sum(1 if m == t.n == 0 else 2 for t in terms(m, input_orders))
+
+
 def coordinates(n: int) -> slice:
     """Where mode n >= 0 stands among the N real coordinates."""
     return slice(0, 1) if n == 0 else slice(2 * n - 1, 2 * n + 1)

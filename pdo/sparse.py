@@ -9,6 +9,8 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from pdo.precision import full_precision
+
 # Said once a process and of no use to a user.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
 
@@ -52,7 +54,8 @@ class SparseOperator(nn.Module):
         transpose = torch.sparse_csr_tensor(
             self.t_rows, self.t_cols, self.t_values, (n, m), check_invariants=False
         )
-        return _Product.apply(x, matrix, transpose)
+        with full_precision(x):  # there are no sparse products in half precision on a CPU
+            return _Product.apply(x, matrix, transpose)
 
 
 def _index(indices: np.ndarray) -> Tensor:

@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from bench import speed, speed_peers
 from bench.__main__ import main
 from bench.errors import RunError
 from bench.registry import MODELS, ModelEntry
-from pdo.layers import PDOConv, _Mix, _real_weights
+from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
 from pdo.stencils import PAPER, SMOOTHED
 
@@ -27,46 +26,36 @@ def layer(request):
     return PDOConv(MESH, 2, 3, 2, stencil=request.param)
 
 
-def operators(layer):
-    return [o for o in (layer.smoothing, layer.derivatives) if o is not None]
-
-
-def intermediate(layer):
-    """Input, what each sparse matrix makes of it, and the output."""
-    fields = [speed.random_field(MESH, 5, 2, BATCH)]
-    x = fields[0].reshape(-1, 2 * BATCH)
-    for operator in operators(layer):
-        fields.append(x := operator(x))
-    return [*fields, layer(fields[0])]
-
-
 def test_mixing_is_what_torch_counts(layer):
-    derivatives = intermediate(layer)[-2].view(-1, BATCH).requires_grad_()
-    weights = [_real_weights(w).detach().requires_grad_() for w in layer.weights]
+    x = speed.random_field(MESH, 5, 2, BATCH)
+    step = speed.mixing_step(layer, x)
     with FlopCounterMode(display=False) as counter:
-        _Mix.apply(derivatives, len(MESH), *weights).sum().backward()
+        step()
     assert speed.count_work(layer, BATCH).mixing == counter.get_total_flops()
 
 
 def test_sparse_work_is_two_operations_for_each_number_that_counts(layer):
     """The matrices written out: their nonzeros act on 2 fields x batch columns, twice."""
-    dense = [operator(torch.eye(operator.shape[1])) for operator in operators(layer)]
-    nonzeros = sum(int(matrix.count_nonzero()) for matrix in dense)
+    columns = 5 * len(MESH)
+    unit = torch.eye(columns).view(len(MESH), 5, columns)
+    nonzeros = int(layer.derivatives.of(unit, slice(None)).count_nonzero())
+    if layer.smoothing is not None:
+        nonzeros += int(layer.smoothing(torch.eye(columns)).count_nonzero())
     assert speed.count_work(layer, BATCH).sparse == 2 * 2 * nonzeros * 2 * BATCH
 
 
 def test_bytes_are_those_of_the_tensors(layer):
-    """Each product reads its operand and writes its result; the weights' gradients read d and dy
-    once more, but dy and y are as large."""
-    sizes = [field.nbytes for field in intermediate(layer)]
-    forward = sum(read + written for read, written in pairwise(sizes))
-    backward = forward + sizes[-2] + sizes[-1]
-    matrices = 0
-    for operator in operators(layer):
-        for form in "at":
-            parts = [getattr(operator, f"{form}_{part}") for part in ("rows", "cols", "values")]
-            matrices += sum(part.nbytes for part in parts)
-    assert speed.count_work(layer, BATCH).bytes == forward + backward + matrices
+    """x, the smooth field and y, each with its gradient, written by one product and read by the
+    next; for the gradients of the weights the smooth field once more."""
+    x = speed.random_field(MESH, 5, 2, BATCH)
+    field, out = x.nbytes, layer(x).nbytes
+    matrices = layer.derivatives.nnz * 2 * (4 + 4)
+    if layer.smoothing is None:
+        tensors = field + out + (out + field + field)
+    else:
+        matrices += layer.smoothing.a_values.numel() * 2 * (4 + 4)
+        tensors = (field + 2 * field + out) + (out + field + 2 * field + field)
+    assert speed.count_work(layer, BATCH).bytes == tensors + matrices
 
 
 def test_the_floor_is_the_larger_of_two():

@@ -1,0 +1,23 @@
+"""Mixed precision is used where it is wanted and the hardware has it, and recorded."""
+
+import pytest
+import torch
+
+from bench.precision import autocast, mixed_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_only_where_the_hardware_has_it(monkeypatch, native, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    assert mixed_precision(CPU, wanted) == (native and wanted)
+    with autocast(CPU, wanted):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if native and wanted else torch.float32)
+
+
+def test_processors_of_other_kinds_do_not_say(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "aarch64"})
+    assert not mixed_precision(CPU, True)
