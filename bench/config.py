@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -86,6 +87,11 @@ TrainChanges: type[BaseModel] = create_model(
 class ModelConfig(_Strict):
     """What one model does differently from the rest of its task."""
 
+    network: str | None = Field(
+        None,
+        description="registered model that this row of the table is a variant of; null: the one of "
+        "its name",
+    )
     train: TrainChanges = Field(default_factory=TrainChanges, description="keys to replace")
     options: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the network's constructor"
@@ -95,7 +101,9 @@ class ModelConfig(_Strict):
 class TaskConfig(_Strict):
     """One table: its data, its models, its training."""
 
-    models: list[str] | None = Field(None, description="names in the table; null: all registered")
+    models: list[str] | None = Field(
+        None, description="rows of the table; null: all registered models"
+    )
     settings: list[str] | None = Field(None, description="training settings; null: all of them")
     data: DataConfig = Field(default_factory=DataConfig, description="the signals")
     train: TrainChanges = Field(
@@ -103,7 +111,7 @@ class TaskConfig(_Strict):
         description="for every model, in place of its own recipe; null: as the recipe says",
     )
     model: dict[str, ModelConfig] = Field(
-        default_factory=dict, description="by model name: what it does differently"
+        default_factory=dict, description="by row: what it does differently"
     )
 
 
@@ -126,6 +134,7 @@ class RunConfig(_Strict):
     protocol: str
     task: str
     model: str
+    network: str
     setting: str
     seed: int
     base_seed: int
@@ -158,8 +167,14 @@ def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
         if task not in TASKS:
             raise unknown("task", task, TASKS)
         for model in [*(config.models or []), *config.model]:
-            if model not in models_of(task):
-                raise unknown(f"model of task {task}", model, models_of(task))
+            network = _network(config, model)
+            if network not in models_of(task):
+                raise unknown(f"model of task {task}", network, models_of(task))
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", model):
+                raise ConfigError(
+                    f"row {model!r} of task {task}: a name is letters, digits, dots, + and -, "
+                    "since files are named after it"
+                )
         for setting in config.settings or []:
             if setting not in TASKS[task].settings:
                 raise unknown(f"setting of task {task}", setting, TASKS[task].settings)
@@ -212,7 +227,9 @@ def planned_runs(protocol: ProtocolConfig) -> list[RunConfig]:
 def _resolve(protocol: ProtocolConfig, task: str, model: str, setting: str, seed: int) -> RunConfig:
     """Defaults, then the model's published recipe, then the protocol's wishes, then those for
     this model alone."""
-    entry, config = MODELS[task, model], protocol.tasks[task]
+    config = protocol.tasks[task]
+    network = _network(config, model)
+    entry = MODELS[task, network]
     special = config.model.get(model, ModelConfig())
     parameters = inspect.signature(entry.build).parameters
     for name in special.options:
@@ -222,6 +239,7 @@ def _resolve(protocol: ProtocolConfig, task: str, model: str, setting: str, seed
         protocol=protocol.protocol,
         task=task,
         model=model,
+        network=network,
         setting=setting,
         seed=seed,
         base_seed=protocol.base_seed,
@@ -233,6 +251,11 @@ def _resolve(protocol: ProtocolConfig, task: str, model: str, setting: str, seed
         ),
         options=special.options,
     )
+
+
+def _network(config: TaskConfig, model: str) -> str:
+    """The registered model behind a row of a table."""
+    return config.model.get(model, ModelConfig()).network or model
 
 
 def _given(changes: BaseModel) -> dict[str, Any]:

@@ -280,7 +280,7 @@ def seed_everything(seed: int) -> None:
 
 def _build(run: RunConfig) -> nn.Module:
     try:
-        return MODELS[run.task, run.model].build(level=run.data.level, **run.options)
+        return MODELS[run.task, run.network].build(level=run.data.level, **run.options)
     except (TypeError, ValueError) as error:
         raise RunError(f"{run.model} cannot be built from its options: {error}") from error
 

@@ -42,7 +42,7 @@ class SphericalMNIST:
     metric = "accuracy_percent"
 
     def __init__(self, run: RunConfig, data_root: Path) -> None:
-        grid = MODELS[run.task, run.model].grid_name(run.data.level)
+        grid = MODELS[run.task, run.network].grid_name(run.data.level)
         folder = data_root / data_folder(run.data, grid)
         if not (folder / "card.json").is_file():
             raise RunError(

@@ -35,6 +35,36 @@ def test_protocols_keep_their_promises():
     assert data["test"].source == "synthetic" and "not MNIST" in sizes["test"].notice
 
 
+def test_ablation_has_a_row_for_each_choice():
+    runs = planned_runs(load_protocol(CONFIG / "ablation.yaml"))
+    choices = {
+        (
+            run.options.get("stencil", "smoothed"),
+            run.options.get("transport", True),
+            run.options.get("smooth_pooling", True),
+        ): run.model
+        for run in runs
+    }
+    assert len(choices) == len({run.model for run in runs}) == 8
+    assert {run.network for run in runs} == {"PDO-eS2CNN-small"}
+    for (stencil, transport, pooling), name in choices.items():
+        said = [stencil, *["untransported"] * (not transport), *["subsampled"] * (not pooling)]
+        assert name == "-".join(said)
+
+
+def test_a_variant_is_a_row_of_its_own_with_the_recipe_of_its_network():
+    tree = tiny_protocol()
+    task = tree["tasks"]["spherical_mnist"]
+    name = "PDO-eS2CNN-small"
+    task["models"] = [name, "mine"]
+    task["model"] = {"mine": {"network": name, "train": {"weight_decay": 0.5}}}
+    runs = {run.model: run for run in planned_runs(parse_protocol(tree)) if run.seed == 0}
+    assert runs["mine"].network == runs[name].network == name
+    assert runs["mine"].key != runs[name].key
+    given = runs[name].train.model_dump() | {"weight_decay": 0.5}
+    assert runs["mine"].train.model_dump() == given
+
+
 def test_generated_files_are_current():
     """Mend with `python -m bench config`."""
     assert (CONFIG / "schema.json").read_text() == config.json_schema()

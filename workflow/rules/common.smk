@@ -45,7 +45,7 @@ def run_json(wildcards):
 
 def prepared_data(wildcards):
     run = run_of(wildcards)
-    grid = MODELS[run.task, run.model].grid_name(run.data.level)
+    grid = MODELS[run.task, run.network].grid_name(run.data.level)
     return f"data/{data_folder(run.data, grid)}/card.json"
 
 
