@@ -61,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = add(name, action, text)
         sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
+    robust = add("robustness", _robustness, "table and figures: rotations of trained networks")
+    robust.add_argument("--protocol", default="default", help="name in config/, or JSON")
+    robust.add_argument("--rotations", type=int, default=8, help="random rotations")
+    robust.add_argument("--digits", type=int, default=100, help="signals of each kind")
+    robust.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
+    robust.add_argument("--out", type=Path, default=Path("results/tables"))
     add("sync", _sync, "make MLflow agree with the files").add_argument(
         "--lenient", type=Path, help="write the outcome to this file and do not fail"
     )
@@ -129,6 +135,18 @@ def _tables(options: argparse.Namespace) -> None:
     from bench.tables import write_tables  # pandas and scipy.stats: not at every start
 
     for path in write_tables(_protocol(options.protocol), options.results):
+        print(path)
+
+
+def _robustness(options: argparse.Namespace) -> None:
+    from bench.robustness import write_robustness
+
+    torch.set_num_threads(1)
+    _keep_freed_memory()
+    protocol = _protocol(options.protocol)
+    for path in write_robustness(
+        protocol, options.results, options.data, options.out, options.digits, options.rotations
+    ):
         print(path)
 
 

@@ -369,8 +369,8 @@ def _run_of(weights: Path | None, name: str) -> dict[str, Any]:
         return {}
     file = weights.with_name("config.yaml")
     run = yaml.safe_load(file.read_text()) if file.is_file() else {}
-    if run.get("model", name) != name:
-        raise ConfigError(f"{weights} are weights of {run['model']}, not of {name}")
+    if run and (network := run.get("network", run["model"])) != name:
+        raise ConfigError(f"{weights} are weights of {network}, not of {name}")
     return run
 
 

@@ -1,0 +1,62 @@
+"""The robustness table holds what certificates and runs say, and only runs that are there."""
+
+import pandas as pd
+import pytest
+import torch
+
+from bench.__main__ import main
+from bench.config import parse_protocol, planned_runs
+from bench.engine import train
+from bench.equivariance import certificate
+from bench.errors import RunError
+from bench.robustness import certificates
+from tests.conftest import tiny_protocol
+
+MODELS = ["UGSCNN", "PDO-eS2CNN-small"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, tiny_data):
+    folder = tmp_path_factory.mktemp("results")
+    for run in planned_runs(protocol()):
+        train(run, folder, tiny_data, torch.device("cpu"), track=False)
+    return folder
+
+
+def protocol():
+    tree = tiny_protocol()
+    tree["tasks"]["spherical_mnist"] |= {"models": MODELS, "settings": ["N"]}
+    tree["tasks"]["spherical_mnist"]["train"]["epochs"] = 1
+    return parse_protocol(tree)
+
+
+def test_rows_are_the_certificates_of_the_trained_networks(results, tmp_path):
+    found = certificates(protocol(), results, tmp_path, digits=10, rotations=2).set_index("model")
+    assert list(found.index) == MODELS
+    for name in MODELS:
+        run = results / "runs/tiny/spherical_mnist" / name / "N/seed0"
+        alone = certificate(name, None, 2, 10, run / "weights.safetensors", data=tmp_path)
+        invariants = alone["inputs"]["digits"]["invariants"]
+        assert found.loc[name, "digits: mean error"] == invariants["mean"]
+        assert found.loc[name, "digits: max error"] == invariants["max"]
+        assert found.loc[name, "parameters"] == alone["parameters"]
+        metrics = pd.read_json(run / "metrics.json", typ="series")
+        assert found.loc[name, "N/R"] == pytest.approx(metrics["test"]["N/R"]["accuracy_percent"])
+    errors = found["digits: mean error"]
+    assert errors["PDO-eS2CNN-small"] < 0.5 * errors["UGSCNN"]
+
+
+def test_command_writes_table_and_figure(results, tmp_path, monkeypatch, capsys):
+    plain = protocol().model_dump_json()
+    options = ["--protocol", plain, "--results", str(results), "--out", str(tmp_path / "out")]
+    small = ["--digits", "5", "--rotations", "1", "--data", str(tmp_path)]
+    assert main(["robustness", *options, *small]) == 0
+    text = (tmp_path / "out/robustness.md").read_text()
+    assert all(name in text for name in MODELS) and "1 random rotations" in text
+    assert len(pd.read_csv(tmp_path / "out/robustness.csv")) == 2
+    assert (tmp_path / "out/robustness.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_finished_is_one_line(tmp_path):
+    with pytest.raises(RunError, match="no finished run of protocol tiny on upright digits: run"):
+        certificates(protocol(), tmp_path, tmp_path, 5, 1)
