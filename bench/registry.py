@@ -50,7 +50,13 @@ TASKS: dict[str, TaskEntry] = {
     "spherical_mnist": TaskEntry(1, ("N", "R"), ("N/N", "N/R", "R/R"), "accuracy_percent"),
 }
 
-OURS = {"epochs": 6, "batch_size": 32, "learning_rate": 5e-3, "weight_decay": 1e-3}
+OURS = {
+    "epochs": 10,
+    "batch_size": 32,
+    "learning_rate": 5e-3,
+    "weight_decay": 1e-3,
+    "amp": True,
+}
 
 MODELS: dict[tuple[str, str], ModelEntry] = {
     ("spherical_mnist", "UGSCNN"): ModelEntry(
