@@ -14,7 +14,7 @@ from scipy import sparse
 from pdo.frames import default_frames, transport_angles
 from pdo.mesh import Icosphere
 from pdo.operators import complex_operators
-from pdo.stencils import GAUSSIAN, PAPER, Stencil, StencilSpec, fit_stencil
+from pdo.stencils import GAUSSIAN, PAPER, Stencil, StencilSpec, charts, fit_stencil
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,8 @@ def transported(stencil: Stencil, weights: np.ndarray, n: int) -> sparse.csr_arr
 def smoother_stencil(mesh: Icosphere, frames: np.ndarray, smoother: Smoother) -> Stencil:
     """w_Q = g_Q p(Q)^T G^-1 e_0 with p = (1, a, b, a^2, ab, b^2) up to degree `exact` in the chart
     at P, G = sum over Q of g p p^T: the value at P of the least-squares fit with weights g."""
-    near = mesh.neighbourhood(smoother.rings)
-    rows = np.repeat(np.arange(len(mesh)), np.diff(near.indptr))
-    cols = near.indices.astype(np.int64)
-    chart = np.einsum("eji,ej->ei", frames[rows][..., :2], mesh.vertices[cols]) / mesh.mean_edge
+    rows, cols, chart = charts(mesh, frames, smoother.rings)
+    chart = chart / mesh.mean_edge
     g = np.ones(len(rows))
     if smoother.sigma is not None:
         g = np.exp(-np.sum(chart**2, axis=1) / (2 * smoother.sigma**2))
@@ -131,7 +129,10 @@ def smoother_stencil(mesh: Icosphere, frames: np.ndarray, smoother: Smoother) ->
     a, b = chart.T
     powers = [(i, degree - i) for degree in range(smoother.exact + 1) for i in range(degree + 1)]
     p = np.stack([a**i * b**j for i, j in powers], axis=1)
-    gram = np.add.reduceat((g[:, None, None] * p[:, :, None] * p[:, None, :]), near.indptr[:-1])
+    gram = np.add.reduceat(
+        g[:, None, None] * p[:, :, None] * p[:, None, :],
+        np.searchsorted(rows, np.arange(len(mesh))),
+    )
     first = np.linalg.inv(gram)[:, 0]
     weights = g * np.sum(p * first[rows], axis=1)
     return Stencil(rows, cols, weights[:, None], transport_angles(frames[rows], frames[cols]))

@@ -65,20 +65,29 @@ class Stencil:
     angles: np.ndarray
 
 
+def charts(
+    mesh: Icosphere, frames: np.ndarray, rings: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs of a vertex P and one Q within `rings` of it (P itself included), sorted by P: the
+    indices of P and of Q, (E,) each, and Q in the chart at P, (E, 2)."""
+    near = mesh.neighbourhood(rings)
+    rows = np.repeat(np.arange(len(mesh)), np.diff(near.indptr))
+    cols = near.indices.astype(np.int64)
+    return rows, cols, np.einsum("eji,ej->ei", frames[rows][..., :2], mesh.vertices[cols])
+
+
 def fit_stencil(mesh: Icosphere, frames: np.ndarray, spec: StencilSpec) -> Stencil:
     """Stencil of the six quantities DERIVATIVES at every vertex (smoothing is left to others).
 
     Raises:
         ValueError: if the neighbours are too few for the polynomial.
     """
-    near = mesh.neighbourhood(spec.rings)
-    rows = np.repeat(np.arange(len(mesh)), np.diff(near.indptr))
-    cols = near.indices.astype(np.int64)
-    chart = np.einsum("eji,ej->ei", frames[rows][..., :2], mesh.vertices[cols])
+    rows, cols, chart = charts(mesh, frames, spec.rings)
     weights = np.zeros((len(rows), len(DERIVATIVES)))
-    counts = np.diff(near.indptr)
+    counts = np.bincount(rows)
+    starts = np.cumsum(counts) - counts
     for count in np.unique(counts):  # vertices with equally many neighbours are solved together
-        entries = near.indptr[:-1][counts == count, None] + np.arange(count)
+        entries = starts[counts == count, None] + np.arange(count)
         is_centre = cols[entries] == rows[entries]
         solve = _fit_free if spec.free_value else _fit_through_centre
         weights[entries] = solve(chart[entries], is_centre, mesh.mean_edge, spec)
@@ -94,10 +103,8 @@ def smoothing_stencil(mesh: Icosphere, frames: np.ndarray, rings: int = 2) -> St
     whose kinks shift its centre from vertex to vertex by O(h^2): a second derivative of that does
     not converge (ours; docs/operator.md).
     """
-    near = mesh.neighbourhood(rings)
-    rows = np.repeat(np.arange(len(mesh)), np.diff(near.indptr))
-    cols = near.indices.astype(np.int64)
-    chart = np.einsum("eji,ej->ei", frames[rows][..., :2], mesh.vertices[cols]) / mesh.mean_edge
+    rows, cols, chart = charts(mesh, frames, rings)
+    chart = chart / mesh.mean_edge
     design = np.column_stack([np.ones(len(rows)), chart])
     weights = np.exp(-np.sum(chart**2, axis=1) / 2) * mesh.vertex_areas[cols]
     moments = np.zeros((len(mesh), 3, 3))
