@@ -165,6 +165,7 @@ def mixing_step(layer: PDOConv, x: Tensor) -> Step:
     """Channel mixing alone, forward and backward, on derivatives in the cache as in the layer."""
     with torch.no_grad():
         weights = [real_weights(w) for w in layer.weights]
+    transposed = [w.t().contiguous() for w in weights]
     totals = [torch.zeros_like(w) for w in weights]
     slices = chunks(x, sum(layer.derivatives.rows))
     derived = layer.derivatives.of(x.flatten(2), slices[0])
@@ -177,7 +178,7 @@ def mixing_step(layer: PDOConv, x: Tensor) -> Step:
             size = len(grad[chunk])
             mix(derived[:size], weights, out[chunk])
             add_weight_gradients(derived[:size], grad[chunk], totals)
-            mix_transposed(grad[chunk], weights, below[:size])
+            mix_transposed(grad[chunk], transposed, below[:size])
 
     return step
 

@@ -149,6 +149,7 @@ class _DeriveAndMix(torch.autograd.Function):
         low, *matrices = ctx.saved_tensors
         derivatives = ctx.derivatives
         grad_weights = [torch.zeros_like(w, dtype=grad.dtype) for w in matrices]
+        transposed = [w.t().contiguous() for w in matrices]  # twice as fast in bfloat16
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad.new_zeros(*low.shape[:2], low[0, 0].numel())
@@ -157,7 +158,7 @@ class _DeriveAndMix(torch.autograd.Function):
             above = grad[chunk].to(low.dtype)
             add_weight_gradients(derived, above, grad_weights)
             if grad_x is not None:
-                below = mix_transposed(above, matrices, out=derived)  # no longer needed
+                below = mix_transposed(above, transposed, out=derived)  # no longer needed
                 derivatives.add_transposed(
                     below.view(len(below), sum(derivatives.rows), -1), chunk, grad_x
                 )
@@ -176,10 +177,10 @@ def mix(derived: Tensor, weights: Sequence[Tensor], out: Tensor) -> None:
         out[:, rows] = torch.bmm(w.expand(len(out), -1, -1), derived[:, columns])
 
 
-def mix_transposed(grad: Tensor, weights: Sequence[Tensor], out: Tensor) -> Tensor:
+def mix_transposed(grad: Tensor, transposed: Sequence[Tensor], out: Tensor) -> Tensor:
     """The transpose of `mix`: gradients of the derivatives, into `out` (V, R C, B)."""
-    for w, columns, rows in _orders(weights):
-        torch.bmm(w.t().expand(len(grad), -1, -1), grad[:, rows], out=out[:, columns])
+    for w, (_, columns, rows) in zip(transposed, _orders([w.t() for w in transposed]), strict=True):
+        torch.bmm(w.expand(len(grad), -1, -1), grad[:, rows], out=out[:, columns])
     return out
 
 
