@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from baselines.hexrunet import HexRUNetC
+from baselines.icosahedral_cnn import IcosahedralCNN
 from baselines.ugscnn import UGSCNN
 from bench.errors import unknown
 from pdo.networks import pdo_es2cnn_large, pdo_es2cnn_small
@@ -72,7 +74,27 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "step_factor": 0.5,
         },
     ),
+    ("spherical_mnist", "HexRUNet-C"): ModelEntry(
+        HexRUNetC,
+        recipe={
+            "epochs": 30,
+            "batch_size": 15,
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "schedule": "constant",
+        },
+    ),
     ("spherical_mnist", "PDO-eS2CNN-small"): ModelEntry(pdo_es2cnn_small, recipe=OURS),
+    ("spherical_mnist", "IcosahedralCNN"): ModelEntry(
+        IcosahedralCNN,
+        recipe={
+            "epochs": 60,
+            "batch_size": 32,
+            "optimizer": "adam",
+            "learning_rate": 5e-3,
+            "schedule": "one_cycle",
+        },
+    ),
     ("spherical_mnist", "PDO-eS2CNN-large"): ModelEntry(pdo_es2cnn_large, recipe=OURS),
 }
 

@@ -1,0 +1,160 @@
+"""HexRUNet-C for Spherical MNIST (Zhang, Liwicki, Smith, Cipolla, ICCV 2019).
+
+Layout of a field inside the network: (pixel, channel, batch), the pixels of the five charts row by
+row, so that a neighbourhood is one product with a sparse matrix, and 1x1 convolutions and batch
+norm are those of PyTorch for signals (pixels for samples, the batch for the length).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from baselines.charts import LEFT, POLES, UP, Atlas
+from pdo.frames import east_north_frames
+from pdo.sparse import SparseOperator
+
+
+def north_alpha(atlas: Atlas) -> np.ndarray:
+    """alpha = phi / (psi + phi) at each pixel, (5, 2 W, W), the same in all charts.
+
+    psi and phi are the angles, in the tangent plane, between north and the two directions on either
+    side of it, which are up and left in every chart: alpha is 1 where up is north, 0 where left is.
+    """
+    vertex = atlas.pixels
+    east, north, _ = np.moveaxis(east_north_frames(atlas.mesh.vertices[vertex.ravel()]), -1, 0)
+
+    def angle_from_north(direction: int) -> np.ndarray:
+        to = atlas.mesh.vertices[atlas.neighbours[vertex, direction].ravel()]
+        return np.arctan2(-np.sum(to * east, axis=1), np.sum(to * north, axis=1))
+
+    psi, phi = -angle_from_north(UP), angle_from_north(LEFT)
+    return (phi / (psi + phi)).reshape(vertex.shape)
+
+
+def north_aligned_neighbours(atlas: Atlas) -> sparse.csr_array:
+    """Values round each pixel, (7 P, P): row 7 p is the pixel itself, row 7 p + 1 + m what lies m
+    sixths of a turn counter-clockwise from north, alpha x_m + (1 - alpha) x_{m + 1} in terms of the
+    neighbours x_0 .. x_5 from up on.
+
+    So a kernel that is the same everywhere gives the paper's alpha conv(K) + (1 - alpha) conv(K'),
+    K' being K turned by one step. The poles are no pixels: the mean of its five neighbours stands
+    in for a pole (ours).
+    """
+    vertex, alpha = atlas.pixels.ravel(), north_alpha(atlas).ravel()
+    rows = 7 * np.arange(len(vertex))
+    entries = [(np.ones(len(vertex)), rows, vertex)]
+    for m in range(6):
+        this, following = atlas.neighbours[vertex][:, [m, (m + 1) % 6]].T
+        entries += [(alpha, rows + 1 + m, this), (1 - alpha, rows + 1 + m, following)]
+    values, rows, columns = (np.concatenate(part) for part in zip(*entries, strict=True))
+    shape = (7 * len(vertex), len(atlas.mesh))
+    return sparse.csr_array((values, (rows, columns)), shape=shape) @ _pixels_to_vertices(atlas)
+
+
+def _pixels_to_vertices(atlas: Atlas) -> sparse.csr_array:
+    """Values at all vertices from those at the pixels, (V, P)."""
+    number = np.arange(atlas.pixels.size).reshape(atlas.pixels.shape)
+    at_poles = np.concatenate([number[:, 0, 0], number[:, -1, -1]])  # the neighbours of N, of S
+    rows = np.concatenate([atlas.pixels.ravel(), np.repeat(POLES, 5)])
+    columns = np.concatenate([number.ravel(), at_poles])
+    values = np.concatenate([np.ones(number.size), np.full(10, 1 / 5)])
+    return sparse.csr_array((values, (rows, columns)), shape=(len(atlas.mesh), number.size))
+
+
+class HexConv(nn.Module):
+    """North-aligned convolution with one hexagonal kernel of 7 weights per channel pair, a bias.
+
+    Shapes: (P, C_in, B) -> (P, C_out, B).
+    """
+
+    def __init__(self, atlas: Atlas, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.neighbours = SparseOperator(north_aligned_neighbours(atlas))
+        self.mix = nn.Conv1d(7 * in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels, _, batch = x.shape
+        return self.mix(self.neighbours(x.reshape(pixels, -1)).view(pixels, -1, batch))
+
+
+class ChartMaxPool(nn.Module):
+    """Maximum over 2 x 2 pixels, one of which is a vertex of the coarser mesh.
+
+    Shapes: (P, C, B) -> (P / 4, C, B).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = math.isqrt(len(x) // 10)
+        charts = x.view(5, 1, 2 * width, width, -1)
+        return nn.functional.max_pool3d(charts, (2, 2, 1)).view(-1, *x.shape[1:])
+
+
+class ResBlock(nn.Module):
+    """relu(main(x) + shortcut(x)), pooled to the next coarser mesh, which is that of `atlas`.
+
+    main = 1x1, pool -> HexConv -> 1x1 and shortcut = 1x1, pool, each followed by batch norm and,
+    inside main, ReLU. The bottleneck is as wide as the input.
+
+    Shapes: (P, C_in, B) -> (P / 4, C_out, B).
+    """
+
+    def __init__(self, atlas: Atlas, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv1d(in_channels, in_channels, 1),
+            ChartMaxPool(),
+            nn.BatchNorm1d(in_channels),
+            nn.ReLU(inplace=True),
+            HexConv(atlas, in_channels, in_channels),
+            nn.BatchNorm1d(in_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv1d(in_channels, out_channels, 1),
+            nn.BatchNorm1d(out_channels),
+        )
+        self.shortcut = nn.Sequential(
+            nn.Conv1d(in_channels, out_channels, 1), ChartMaxPool(), nn.BatchNorm1d(out_channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.main(x) + self.shortcut(x)).relu()
+
+
+class HexRUNetC(nn.Module):
+    """Classifier of signals on the icosphere: level -> level - 1 -> level - 2, channels 16-64-256,
+    maximum over the pixels left, linear. 74,730 parameters at any level.
+
+    Shapes: (batch, 1, V) -> logits (batch, n_classes).
+
+    Raises:
+        ValueError: if `level` is below 2, or an input is not (batch, 1, V).
+    """
+
+    def __init__(self, level: int = 4, n_classes: int = 10) -> None:
+        super().__init__()
+        if level < 2:
+            raise ValueError(
+                f"HexRUNet-C coarsens its mesh twice: level must be at least 2, not {level}"
+            )
+        fine, middle, coarse = (Atlas(level - step) for step in range(3))
+        self.vertices = len(fine.mesh)
+        self.register_buffer("pixels", torch.from_numpy(fine.pixels.ravel()), persistent=False)
+        self.stem = nn.Sequential(HexConv(fine, 1, 16), nn.ReLU(inplace=True))
+        self.block1 = ResBlock(middle, 16, 64)
+        self.block2 = ResBlock(coarse, 64, 256)
+        self.head = nn.Linear(256, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.invariants(x))
+
+    def invariants(self, x: Tensor) -> Tensor:
+        """The features maximised over the pixels, (batch, 256)."""
+        if x.shape[1:] != (1, self.vertices):
+            shape = f"(batch, 1, {self.vertices})"
+            raise ValueError(f"HexRUNet-C wants an input of shape {shape}, not {tuple(x.shape)}")
+        y = self.stem(x[:, :, self.pixels].permute(2, 1, 0))
+        return self.block2(self.block1(y)).amax(dim=0).T

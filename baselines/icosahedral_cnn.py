@@ -1,0 +1,157 @@
+"""Icosahedral CNN for Spherical MNIST (Cohen, Weiler, Kicanaoglu, Welling, ICML 2019).
+
+A regular field has a value for each vertex and each of the six directions of `baselines.charts`
+there. A rotation of the icosahedron moves vertices and directions: it permutes the field, and every
+layer commutes with all 60. At the icosahedron's corners, where there are five directions, fields
+are zero, which here means that they leave the corners out.
+
+Layout of a field: (vertex, direction, channel, batch), the vertices those of the mesh from the 13th
+on, so that the vertices of a coarser mesh are the first ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from baselines.charts import CORNERS, Atlas
+from pdo.sparse import SparseOperator
+
+WIDTHS_AND_STRIDES = ((8, 1), (16, 2), (16, 1), (24, 2), (24, 1), (32, 2), (64, 1))
+"""Fields and stride of each convolution."""
+
+
+def seven_neighbours(atlas: Atlas, out_vertices: int, directions: int) -> sparse.csr_array:
+    """Field at each vertex and its six neighbours, seen from the vertex, for those of the first
+    `out_vertices` vertices that are no corners.
+
+    Row ((vertex, s), m) of ((P, 7), directions): direction m at the vertex itself (s = 0) or at its
+    neighbour in direction s - 1, where the same direction has the number m + turn; no entry if that
+    is a corner. Columns (vertex, direction). `directions` is 6, or 1 for a signal without any.
+    """
+    vertex = np.arange(CORNERS, out_vertices)
+    around = np.column_stack([vertex, atlas.neighbours[vertex]])[:, :, None]
+    turns = np.column_stack([np.zeros_like(vertex), atlas.turns[vertex]])[:, :, None]
+    columns = (around - CORNERS) * directions + (np.arange(directions) + turns) % directions
+    rows = np.arange(columns.size).reshape(columns.shape)
+    kept = np.broadcast_to(around >= CORNERS, columns.shape)
+    shape = (columns.size, (len(atlas.mesh) - CORNERS) * directions)
+    return sparse.csr_array((np.ones(kept.sum()), (rows[kept], columns[kept])), shape=shape)
+
+
+def turned_kernels(directions: int) -> np.ndarray:
+    """Which kernel weight meets which input, (6, 7 directions), both numbered like the rows
+    ((s, m)) of `seven_neighbours`: for direction k of the output the kernel is turned by k sixths,
+    so that its arm d reaches to d + k, and its direction m to m + k."""
+    k, arm, m = np.ogrid[:6, :6, :directions]
+    turned_m = (m - k) % directions
+    arms = (1 + (arm - k) % 6) * directions + turned_m
+    return np.concatenate([turned_m, arms], axis=1).reshape(6, -1)
+
+
+class HexGroupConv(nn.Module):
+    """Gauge equivariant convolution, from a signal or a regular field to a regular field:
+
+    y(p, k) = b + sum over m of [ C(m - k) x(p, m) + sum over d of W(d - k, m - k) x(q_d, m) ]
+
+    with q_d the neighbour of p in direction d, and x(q_d, m) meant in the directions of p (S2R and
+    R2R layers of the paper; 7 * directions weights per pair of fields). `directions`, 1 or 6, are
+    those of the input. `stride` 2 keeps the vertices of the next coarser mesh.
+
+    Shapes: (V, directions, C_in, B) -> (V', 6, C_out, B), corners left out.
+    """
+
+    def __init__(
+        self, atlas: Atlas, in_fields: int, out_fields: int, directions: int = 6, stride: int = 1
+    ) -> None:
+        super().__init__()
+        level = atlas.mesh.level if stride == 1 else atlas.mesh.level - 1
+        out_vertices = 10 * 4**level + 2
+        self.neighbours = SparseOperator(seven_neighbours(atlas, out_vertices, directions))
+        index = torch.from_numpy(turned_kernels(directions))
+        self.register_buffer("turned", index, persistent=False)
+        fan_in = 7 * directions * in_fields
+        weight = torch.randn(7 * directions, out_fields, in_fields)
+        self.weight = nn.Parameter(weight * math.sqrt(2 / fan_in))
+        self.bias = nn.Parameter(torch.zeros(out_fields))
+
+    def forward(self, x: Tensor) -> Tensor:
+        vertices, directions, fields, batch = x.shape
+        around = self.neighbours(x.reshape(vertices * directions, fields * batch))
+        around = around.view(-1, 7 * directions * fields, batch)
+        # (6, 7 directions, C_out, C_in) -> matrix (6 C_out, 7 directions C_in)
+        kernels = self.weight[self.turned].transpose(1, 2).reshape(-1, around.shape[1], 1)
+        out = nn.functional.conv1d(around, kernels, self.bias.repeat(6))
+        return out.view(len(out), 6, -1, batch)
+
+
+class FieldNorm(nn.BatchNorm1d):
+    """Batch norm with one mean, variance, scale and shift for each field, whatever the direction.
+
+    Shapes: (V, 6, C, B) -> the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).view_as(x)
+
+
+class IcosahedralCNN(nn.Module):
+    """Classifier of signals on the icosphere, invariant to the 60 rotations of the icosahedron.
+
+    Seven convolutions with batch norm and ReLU, 8-16-16-24-24-32-64 fields, from the level of the
+    input to three levels below, but not below level 1, where 30 vertices are no corners: at level 3
+    the last stride is 1. Then the maximum over directions and vertices, and a small perceptron.
+    182,218 parameters at any level.
+
+    Shapes: (batch, 1, V) -> logits (batch, n_classes).
+
+    Raises:
+        ValueError: if `level` is below 1, or an input is not (batch, 1, V).
+    """
+
+    def __init__(self, level: int = 4, n_classes: int = 10) -> None:
+        super().__init__()
+        if level < 1:
+            raise ValueError(
+                f"IcosahedralCNN leaves the icosahedron's corners out: level must be at least 1, "
+                f"not {level}"
+            )
+        self.vertices = 10 * 4**level + 2
+        layers: list[nn.Module] = []
+        fields, directions = 1, 1
+        for width, stride in WIDTHS_AND_STRIDES:
+            stride = stride if level > 1 else 1
+            layers += [
+                HexGroupConv(Atlas(level), fields, width, directions, stride),
+                FieldNorm(width),
+                nn.ReLU(inplace=True),
+            ]
+            fields, directions, level = width, 6, level - (stride - 1)
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.BatchNorm1d(fields),
+            nn.Linear(fields, 64),
+            nn.ReLU(inplace=True),
+            nn.BatchNorm1d(64),
+            nn.Linear(64, 32),
+            nn.ReLU(inplace=True),
+            nn.BatchNorm1d(32),
+            nn.Linear(32, n_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.invariants(x))
+
+    def invariants(self, x: Tensor) -> Tensor:
+        """The features maximised over directions and vertices, (batch, 64)."""
+        if x.shape[1:] != (1, self.vertices):
+            shape = f"(batch, 1, {self.vertices})"
+            raise ValueError(
+                f"IcosahedralCNN wants an input of shape {shape}, not {tuple(x.shape)}"
+            )
+        signal = x[:, :, CORNERS:].permute(2, 1, 0)[:, None]
+        return self.features(signal).amax(dim=(0, 1)).T
