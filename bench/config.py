@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from bench.errors import ConfigError, unknown
-from bench.registry import MODELS, TASKS, models_of
+from bench.registry import MODELS, TASKS, models_of, settings_of
 from pdo.mesh import MAX_LEVEL
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
@@ -104,7 +104,9 @@ class TaskConfig(_Strict):
     models: list[str] | None = Field(
         None, description="rows of the table; null: all registered models"
     )
-    settings: list[str] | None = Field(None, description="training settings; null: all of them")
+    settings: list[str] | None = Field(
+        None, description="training settings, of each model those that it has; null: all of them"
+    )
     data: DataConfig = Field(default_factory=DataConfig, description="the signals")
     train: TrainChanges = Field(
         default_factory=TrainChanges,
@@ -175,9 +177,11 @@ def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
                     f"row {model!r} of task {task}: a name is letters, digits, dots, + and -, "
                     "since files are named after it"
                 )
+        rows = config.models or models_of(task)
+        valid = dict.fromkeys(s for row in rows for s in settings_of(task, _network(config, row)))
         for setting in config.settings or []:
-            if setting not in TASKS[task].settings:
-                raise unknown(f"setting of task {task}", setting, TASKS[task].settings)
+            if setting not in valid:
+                raise unknown(f"setting of task {task}", setting, valid)
     planned_runs(protocol)
     return protocol
 
@@ -219,8 +223,9 @@ def planned_runs(protocol: ProtocolConfig) -> list[RunConfig]:
     for seed in range(protocol.seeds):
         for task, config in protocol.tasks.items():
             for model in config.models or models_of(task):
-                for setting in config.settings or TASKS[task].settings:
-                    runs.append(_resolve(protocol, task, model, setting, seed))
+                for setting in settings_of(task, _network(config, model)):
+                    if setting in (config.settings or [setting]):
+                        runs.append(_resolve(protocol, task, model, setting, seed))
     return runs
 
 

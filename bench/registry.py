@@ -10,6 +10,7 @@ from torch import nn
 
 from baselines.hexrunet import HexRUNetC
 from baselines.icosahedral_cnn import IcosahedralCNN
+from baselines.spherenet import SphereNet
 from baselines.ugscnn import UGSCNN
 from bench.errors import unknown
 from pdo.networks import pdo_es2cnn_large, pdo_es2cnn_small
@@ -19,8 +20,9 @@ from pdo.networks import pdo_es2cnn_large, pdo_es2cnn_small
 class TaskEntry:
     """A table of the paper.
 
-    settings: what the training set is; each has its own runs.
-    columns: the table's settings, with the metrics of each.
+    settings: what the training set is; each has its own runs. All models have these.
+    columns: the table's settings, with the metrics of each: what is trained on/tested on, or one
+        name for both.
     """
 
     table: int
@@ -37,11 +39,13 @@ class ModelEntry:
         points) and gives what the task's loss expects.
     grid: name of the grid its signals are sampled on, with `{level}` or `{bandwidth}`.
     recipe: its published (or our) way of training, keys of TrainConfig.
+    own_settings: training settings that it has besides those of the task.
     """
 
     build: Callable[..., nn.Module]
     grid: str = "icosphere{level}"
     recipe: dict[str, Any] = field(default_factory=dict)
+    own_settings: tuple[str, ...] = ()
 
     def grid_name(self, level: int) -> str:
         """Grid at a resolution: a lat-lon grid of bandwidth 30 goes with level 4, the paper's."""
@@ -49,7 +53,7 @@ class ModelEntry:
 
 
 TASKS: dict[str, TaskEntry] = {
-    "spherical_mnist": TaskEntry(1, ("N", "R"), ("N/N", "N/R", "R/R"), "accuracy_percent"),
+    "spherical_mnist": TaskEntry(1, ("N", "R"), ("N/N", "N/R", "R/R", "Omni"), "accuracy_percent"),
 }
 
 OURS = {
@@ -85,6 +89,18 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
         },
     ),
     ("spherical_mnist", "PDO-eS2CNN-small"): ModelEntry(pdo_es2cnn_small, recipe=OURS),
+    ("spherical_mnist", "SphereNet"): ModelEntry(
+        SphereNet,
+        grid="latlon{bandwidth}",
+        recipe={
+            "epochs": 67,
+            "batch_size": 100,
+            "optimizer": "adam",
+            "learning_rate": 1e-4,
+            "schedule": "constant",
+        },
+        own_settings=("Omni",),
+    ),
     ("spherical_mnist", "IcosahedralCNN"): ModelEntry(
         IcosahedralCNN,
         recipe={
@@ -108,3 +124,8 @@ def models_of(task: str) -> list[str]:
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     return [model for t, model in MODELS if t == task]
+
+
+def settings_of(task: str, model: str) -> tuple[str, ...]:
+    """Training settings of a registered model: the task's, then its own."""
+    return TASKS[task].settings + MODELS[task, model].own_settings

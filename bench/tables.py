@@ -36,8 +36,9 @@ COLUMNS = [
 
 
 def read_claims(path: Path = CLAIMS) -> pd.DataFrame:
-    """The published numbers, one row for each table, model, metric and setting (`split`)."""
-    return pd.read_csv(path).rename(columns={"split": "setting"})
+    """The published numbers, one row for each table, model, metric and setting (`split`); `note`
+    is what a reader must know of a number, or empty."""
+    return pd.read_csv(path).rename(columns={"split": "setting"}).fillna({"note": ""})
 
 
 def read_metrics(results: Path, run: RunConfig) -> dict[str, Any] | None:
@@ -57,7 +58,8 @@ def read_metrics(results: Path, run: RunConfig) -> dict[str, Any] | None:
 
 
 def build_table(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
-    """COLUMNS and `diverged` (a count), one row for each model and setting of the table.
+    """COLUMNS, `diverged` (a count) and `note` (of the claim), one row for each model and setting
+    of the table that it has.
 
     measured_std is the sample standard deviation over seeds; ci95_half_width that of the
     two-sided 95 % t-interval of the mean, t_{0.975, n-1} s / sqrt(n). Both need two seeds.
@@ -89,12 +91,13 @@ def build_table(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFr
                     "params_measured": found[0]["parameters"] if found else None,
                     "protocol": protocol.protocol,
                     "diverged": sum(m["status"] == "diverged" for m in found),
+                    "note": "" if claim is None else claim["note"],
                 }
             )
     table = pd.DataFrame(rows)
     for name in ("params_claim", "params_measured"):
         table[name] = table[name].astype("Int64")
-    return table[[*COLUMNS, "diverged"]]
+    return table[[*COLUMNS, "diverged", "note"]]
 
 
 def summarise(values: list[float]) -> dict[str, float]:
@@ -136,7 +139,8 @@ def command(protocol: ProtocolConfig) -> str:
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
-    """For reading: one row a model, claim and measurement side by side, as text."""
+    """For reading: one row a model, claim and measurement side by side, as text. In a setting that
+    only some models have, the cells of the others name those."""
     rows: dict[str, dict[str, str]] = {}
     for row in table.itertuples():
         cells = rows.setdefault(
@@ -146,10 +150,13 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
                 "parameters (ours)": _count(row.params_measured),
             },
         )
-        cells[f"{row.setting} claim"] = _plus_minus(row.claim_mean, row.claim_std) or "not claimed"
+        cells[f"{row.setting} claim"] = _claim(row, notes(table))
         cells[f"{row.setting} ours"] = _measured(row)
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.name = "model"
+    for setting, models in table.groupby("setting")["model"]:
+        columns = [f"{setting} claim", f"{setting} ours"]
+        frame[columns] = frame[columns].fillna(f"{', '.join(models)} only")
     return frame.reset_index()
 
 
@@ -160,7 +167,7 @@ def long(table: pd.DataFrame) -> pd.DataFrame:
             {
                 "model": row.model,
                 "setting": row.setting,
-                "claim": _plus_minus(row.claim_mean, row.claim_std) or "not claimed",
+                "claim": _claim(row, notes(table)),
                 "ours": _plus_minus(row.measured_mean, row.measured_std) or "no result",
                 "seeds": _seeds(row),
                 "95 % interval": "" if pd.isna(row.ci95_half_width) else _interval(row),
@@ -169,6 +176,11 @@ def long(table: pd.DataFrame) -> pd.DataFrame:
             for row in table.itertuples()
         ]
     )
+
+
+def notes(table: pd.DataFrame) -> list[str]:
+    """The notes on claims, each once; the first is [1] in the tables."""
+    return [note for note in table["note"].unique() if note]
 
 
 def markdown(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
@@ -180,7 +192,7 @@ def markdown(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
     return (
         f"{_title(protocol, task)}\n\n{notice}Made by `{command(protocol)}`.\n\n"
         f"{tables[0]}\n\nMean ± sample standard deviation over seeds (seeds found/planned).\n\n"
-        f"{tables[1]}\n"
+        f"{tables[1]}\n" + "".join(f"\n[{k}] {note}\n" for k, note in enumerate(notes(table), 1))
     )
 
 
@@ -189,7 +201,7 @@ def latex(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
     style = frame.style.hide(axis="index")
     body = style.to_latex(hrules=True).replace("%", r"\%").replace("_", r"\_")
     head = f"% {_title(protocol, task)}\n% {protocol.notice}\n% {command(protocol)}\n"
-    return head + body
+    return head + body + "".join(f"\n[{k}] {note}\n" for k, note in enumerate(notes(table), 1))
 
 
 def html(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
@@ -199,6 +211,7 @@ def html(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
         notice=protocol.notice,
         command=command(protocol),
         tables=frames,
+        notes=notes(table),
     )
 
 
@@ -220,6 +233,7 @@ th:first-child, td:first-child { text-align: left }
 <p>Made by <code>{{ command }}</code>. Mean ± sample standard deviation over seeds
 (seeds found/planned).</p>
 {% for table in tables %}{{ table }}{% endfor %}
+{% for note in notes %}<p>[{{ loop.index }}] {{ note }}</p>{% endfor %}
 </body></html>
 """,
     autoescape=False,
@@ -243,6 +257,11 @@ def _plus_minus(mean: float, std: float) -> str:
     if pd.isna(mean):
         return ""
     return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
+
+
+def _claim(row: Any, notes: list[str]) -> str:
+    text = _plus_minus(row.claim_mean, row.claim_std) or "not claimed"
+    return f"{text} [{notes.index(row.note) + 1}]" if row.note else text
 
 
 def _seeds(row: Any) -> str:

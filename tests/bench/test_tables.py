@@ -8,7 +8,8 @@ import pytest
 
 from bench.config import parse_protocol, planned_runs
 from bench.errors import RunError
-from bench.tables import COLUMNS, build_table, read_claims, write_tables
+from bench.registry import models_of
+from bench.tables import COLUMNS, build_table, notes, read_claims, wide, write_tables
 from tests.conftest import tiny_protocol
 
 VALUES = {0: 98.0, 1: 99.0, 2: 98.5}
@@ -17,7 +18,7 @@ VALUES = {0: 98.0, 1: 99.0, 2: 98.5}
 def put(results, run, status="finished", value=98.0, config_hash=None):
     folder = results / "runs" / run.key
     folder.mkdir(parents=True, exist_ok=True)
-    columns = ("N/N", "N/R") if run.setting == "N" else ("R/R",)
+    columns = {"N": ("N/N", "N/R"), "R": ("R/R",), "Omni": ("Omni",)}[run.setting]
     test = {c: {"accuracy_percent": value} for c in columns} if status == "finished" else {}
     metrics = {"status": status, "parameters": 61658, "test": test}
     metrics["config_hash"] = config_hash or run.hash
@@ -69,7 +70,8 @@ def test_files(tmp_path, protocol):
     assert [p.name for p in paths] == [f"table1.{s}" for s in ("csv", "md", "tex", "html")]
     frame = pd.read_csv(tmp_path / "tables/table1.csv")
     assert list(frame.columns) == COLUMNS
-    assert len(frame) == 3 * 3 and (frame.measured_mean == 96.4).all()
+    assert len(frame) == 3 * len(models_of("spherical_mnist")) + 1  # Omni
+    assert (frame.measured_mean == 96.4).all()
     for path in paths[1:]:
         text = path.read_text()
         assert "LOUD NOTICE" in text and "96.40" in text and "UGSCNN" in text
@@ -80,8 +82,36 @@ def test_files(tmp_path, protocol):
 
 def test_claims_are_all_read():
     claims = read_claims()
-    assert len(claims) == 36
+    assert len(claims) == 37
     assert set(claims.table) == {1, 2, 3}
+
+
+def test_a_setting_of_one_model_is_a_column_that_says_so(tmp_path):
+    tree = tiny_protocol()
+    tree["tasks"]["spherical_mnist"]["models"] = ["UGSCNN", "SphereNet"]
+    protocol = parse_protocol(tree)
+    (run,) = runs_of(protocol, "SphereNet", "Omni")
+    put(tmp_path, run, value=94.0)
+    table = build_table(protocol, "spherical_mnist", tmp_path)
+    assert len(table) == 3 + 4 and row(table, "SphereNet", "Omni").measured_mean == 94.0
+    cells = wide(table).set_index("model")
+    assert list(cells.columns)[-2:] == ["Omni claim", "Omni ours"]
+    assert set(cells.loc["UGSCNN", ["Omni claim", "Omni ours"]]) == {"SphereNet only"}
+    assert cells.loc["SphereNet", "Omni ours"] == "94.00 (1/1)"
+
+
+def test_claims_that_need_a_word_have_a_footnote(tmp_path, protocol):
+    table = build_table(protocol, "spherical_mnist", tmp_path)
+    cells = wide(table).set_index("model").loc["SphereNet"]
+    assert cells["N/N claim"] == "94.40 [1]" and cells["Omni claim"] == "94.40 [2]"
+    assert cells["N/R claim"] == "not claimed"
+    printed, own = notes(table)
+    assert "own projection (column Omni)" in printed and "120 x 120 degrees" in own
+    for path in write_tables(protocol, tmp_path)[1:]:
+        text = path.read_text()
+        assert "94.40 [1]" in text and f"[1] {printed}" in text and f"[2] {own}" in text
+    others = table[table.model != "SphereNet"]
+    assert notes(others) == [] and "[1]" not in wide(others).to_string()
 
 
 def test_unreadable_metrics(tmp_path, protocol):

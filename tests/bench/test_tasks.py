@@ -23,6 +23,20 @@ def test_settings_differ_in_the_signals_not_in_the_split(tiny_data):
     assert not set(upright.sets["train"][2]) & set(upright.sets["validation"][2])
 
 
+def test_omni_is_trained_and_tested_on_the_same_projection(tiny_data):
+    omni = SphericalMNIST(tiny_run("SphereNet", "Omni"), tiny_data)
+    rotated = SphericalMNIST(tiny_run("SphereNet", "R"), tiny_data)
+    assert omni.tests == ("Omni",)
+    folder = tiny_data / data_folder(tiny_run().data, "latlon15")
+    for name, part in (("train", "train"), ("validation", "train"), ("Omni", "test")):
+        signals = np.load(folder / f"{part}_Omni.npy")
+        x, labels = omni.batch(name, np.arange(9))
+        want = (signals[omni.sets[name][2][:9]] / 255 - MNIST_MEAN) / MNIST_STD
+        np.testing.assert_allclose(x[:, 0].numpy(), want, atol=1e-6)
+        other, same = rotated.batch("R/R" if name == "Omni" else name, np.arange(9))
+        assert torch.equal(labels, same) and not torch.equal(x, other)
+
+
 def test_signals_are_normalised_grey_levels(tiny_data):
     task = SphericalMNIST(tiny_run(), tiny_data)
     x, labels = task.batch("train", np.array([3, 1]))

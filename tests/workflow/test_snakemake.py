@@ -8,13 +8,15 @@ import time
 
 import pandas as pd
 import pytest
-import yaml
 
+from bench.config import load_protocol, planned_runs
+from bench.registry import models_of
 from bench.tables import COLUMNS
-from tests.workflow.conftest import jobs
+from tests.workflow.conftest import ROOT, jobs
 
 pytestmark = pytest.mark.slow
 
+RUNS = len(planned_runs(load_protocol(ROOT / "config/test.yaml")))
 MORE_EPOCHS = ("protocol=test", "tasks={spherical_mnist: {model: {UGSCNN: {train: {epochs: 2}}}}}")
 
 
@@ -35,7 +37,7 @@ def test_tables_are_made_and_named_at_the_end(finished):
     table = pd.read_csv(project.folder / "results/tables/table1.csv")
     assert list(table.columns) == COLUMNS
     assert set(table.protocol) == {"test"} and (table.n_seeds == 2).all()
-    assert set(table.setting) == {"N/N", "N/R", "R/R"}
+    assert set(table.setting) == {"N/N", "N/R", "R/R", "Omni"}
     claims = pd.read_csv(project.folder / "results/reference/paper_tables.csv")
     small = claims[claims.model == "PDO-eS2CNN-small"].set_index("split")["mean"]
     mine = table[table.model == "PDO-eS2CNN-small"].set_index("setting")["claim_mean"]
@@ -72,7 +74,8 @@ def test_mlflow_has_every_run(finished):
         " (r[r['tags.kind'] == 'seed'].status == 'FINISHED').sum())"
     )
     out = project.run("python", "-c", script, MLFLOW_DISABLE_TELEMETRY="true").stdout
-    assert "counts 4 12 12" in out, out  # three models and the tables; seeds; finished ones
+    parents = len(models_of("spherical_mnist")) + 1  # and the tables
+    assert f"counts {parents} {RUNS} {RUNS}" in out, out  # seeds; finished ones
 
 
 def test_second_run_does_nothing(finished):
@@ -124,12 +127,12 @@ def test_recording_needs_a_clean_commit(finished):
     assert project.snakemake("--force", run).returncode == 0
     assert project.snakemake("all").returncode == 0
     done = project.run("python", "-m", "bench", "record", "--protocol", "test")
-    assert done.returncode == 0 and "12 runs recorded" in done.stdout
+    assert done.returncode == 0 and f"{RUNS} runs recorded" in done.stdout
     recorded = project.folder / "results/recorded/test"
     assert (recorded / "table1.csv").read_bytes() == (
         project.folder / "results/tables/table1.csv"
     ).read_bytes()
-    assert len(list(recorded.glob("runs/*/*/*/*/provenance.json"))) == 12
+    assert len(list(recorded.glob("runs/*/*/*/*/provenance.json"))) == RUNS
 
 
 def test_interrupted_and_started_again(project):
@@ -173,8 +176,8 @@ def test_interrupted_and_started_again(project):
 def test_other_protocols_plan_without_network_or_data(project, protocol):
     done = project.snakemake("all", "-n", config=(f"protocol={protocol}",))
     assert done.returncode == 0, done.stdout
-    seeds = yaml.safe_load((project.folder / f"config/{protocol}.yaml").read_text())["seeds"]
-    assert jobs(done.stdout)["train"] == 3 * 2 * seeds
+    runs = planned_runs(load_protocol(ROOT / f"config/{protocol}.yaml"))
+    assert jobs(done.stdout)["train"] == len(runs)
     assert jobs(done.stdout)["fetch_mnist"] == 1
 
 
