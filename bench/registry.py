@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from baselines.ffs2cnn import FFS2CNN
+from baselines.s2cnn import S2CNN
 from baselines.ugscnn import UGSCNN
 from bench.errors import unknown
 from pdo.networks import pdo_es2cnn_large, pdo_es2cnn_small
@@ -53,6 +55,17 @@ TASKS: dict[str, TaskEntry] = {
 OURS = {"epochs": 6, "batch_size": 32, "learning_rate": 5e-3, "weight_decay": 1e-3}
 
 MODELS: dict[tuple[str, str], ModelEntry] = {
+    ("spherical_mnist", "S2CNN"): ModelEntry(
+        S2CNN,
+        grid="latlon{bandwidth}",
+        recipe={
+            "epochs": 20,
+            "batch_size": 32,
+            "optimizer": "adam",
+            "learning_rate": 5e-3,
+            "schedule": "constant",
+        },
+    ),
     ("spherical_mnist", "UGSCNN"): ModelEntry(
         UGSCNN,
         grid="icosphere{level}-equator",
@@ -67,6 +80,18 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
         },
     ),
     ("spherical_mnist", "PDO-eS2CNN-small"): ModelEntry(pdo_es2cnn_small, recipe=OURS),
+    ("spherical_mnist", "FFS2CNN"): ModelEntry(
+        FFS2CNN,
+        grid="latlon{bandwidth}",
+        recipe={
+            "epochs": 30,
+            "batch_size": 100,
+            "optimizer": "adam",
+            "learning_rate": 5e-4,
+            "weight_decay": 1e-5,
+            "schedule": "constant",
+        },
+    ),
     ("spherical_mnist", "PDO-eS2CNN-large"): ModelEntry(pdo_es2cnn_large, recipe=OURS),
 }
 

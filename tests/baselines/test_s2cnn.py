@@ -201,15 +201,17 @@ def test_so3_layer_is_equivariant(seed: int) -> None:
 
 
 def test_network_on_a_constant_signal() -> None:
-    """Every layer maps constants to constants, so the network is a small perceptron."""
+    """Every layer maps constants to constants, so the network is a small perceptron of the grey
+    level v, here 80, which comes in as (v / 255 - 0.1307) / 0.3081."""
     torch.manual_seed(0)
     model = S2CNN(3)
     for layer in (model.conv1, model.conv2):
         layer.bias.data.normal_()
-    y = 0.7 * 2 * 15 / (5 * np.sqrt(24)) * model.conv1.weight.sum(0) + model.conv1.bias
+    y = 80 * 2 * 15 / (5 * np.sqrt(24)) * model.conv1.weight.sum(0) + model.conv1.bias
     y = F.relu(y) @ model.conv2.weight.sum(0) * (5 / 3) ** 1.5 / np.sqrt(72 * 20)
     expected = model.head(F.relu(y + model.conv2.bias))
-    torch.testing.assert_close(model(torch.full((1, 1, 900), 0.7)), expected)
+    x = torch.full((1, 1, 900), (80 / 255 - 0.1307) / 0.3081)
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_network_is_invariant_to_the_quarter_turns_its_grids_share() -> None:
