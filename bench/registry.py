@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from baselines.ffs2cnn import FFS2CNN
 from baselines.hexrunet import HexRUNetC
 from baselines.icosahedral_cnn import IcosahedralCNN
+from baselines.s2cnn import S2CNN
 from baselines.spherenet import SphereNet
 from baselines.ugscnn import UGSCNN
 from bench.errors import unknown
@@ -65,6 +67,17 @@ OURS = {
 }
 
 MODELS: dict[tuple[str, str], ModelEntry] = {
+    ("spherical_mnist", "S2CNN"): ModelEntry(
+        S2CNN,
+        grid="latlon{bandwidth}",
+        recipe={
+            "epochs": 20,
+            "batch_size": 32,
+            "optimizer": "adam",
+            "learning_rate": 5e-3,
+            "schedule": "constant",
+        },
+    ),
     ("spherical_mnist", "UGSCNN"): ModelEntry(
         UGSCNN,
         grid="icosphere{level}-equator",
@@ -100,6 +113,18 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "schedule": "constant",
         },
         own_settings=("Omni",),
+    ),
+    ("spherical_mnist", "FFS2CNN"): ModelEntry(
+        FFS2CNN,
+        grid="latlon{bandwidth}",
+        recipe={
+            "epochs": 30,
+            "batch_size": 100,
+            "optimizer": "adam",
+            "learning_rate": 5e-4,
+            "weight_decay": 1e-5,
+            "schedule": "constant",
+        },
     ),
     ("spherical_mnist", "IcosahedralCNN"): ModelEntry(
         IcosahedralCNN,
