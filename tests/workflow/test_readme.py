@@ -29,11 +29,12 @@ def test_table_is_the_recorded_one():
 
 @pytest.mark.slow
 def test_every_command_works(project):
-    """As a newcomer, but with the test protocol's digits under the name `default`, and with
-    `make test` only collecting: this is a test of the commands, not of their hours."""
+    """As a newcomer, but with two models and the test protocol's digits under the name `default`,
+    and with `make test` only collecting: this is a test of the commands, not of their hours."""
     config = project.folder / "config"
     small = (config / "test.yaml").read_text().replace("protocol: test", "protocol: default")
-    (config / "default.yaml").write_text(small)
+    models = "    models: [UGSCNN, PDO-eS2CNN-small]\n"
+    (config / "default.yaml").write_text(small.rstrip("\n") + "\n" + models)
     for command in COMMANDS:
         done = project.run("bash", "-c", command, PYTEST_ADDOPTS="--collect-only")
         assert done.returncode == 0, f"{command}\n{done.stdout}"
