@@ -55,7 +55,7 @@ class SparseOperator(nn.Module):
             self.t_rows, self.t_cols, self.t_values, (n, m), check_invariants=False
         )
         with full_precision(x):  # there are no sparse products in half precision on a CPU
-            return _Product.apply(x, matrix, transpose)
+            return _Product.apply(x.to(self.a_values.dtype), matrix, transpose)
 
 
 def _index(indices: np.ndarray) -> Tensor:

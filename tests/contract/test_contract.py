@@ -88,6 +88,17 @@ def test_double_precision_agrees(task, name):
 
 
 @all_models
+def test_mixed_precision_trains(task, name):
+    """Whatever layers autocast turns to bfloat16, the others take it and gradients come through."""
+    model, x = build(task, name).train(), signals(task, name)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = torch.nn.functional.cross_entropy(model(x), torch.arange(4))
+    loss.backward()
+    gradients = [p.grad for p in model.parameters()]
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+
+
+@all_models
 def test_the_input_matters(task, name):
     model, x = build(task, name).eval(), signals(task, name)
     with torch.no_grad():
