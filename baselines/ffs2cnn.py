@@ -162,8 +162,11 @@ class FFS2CNN(nn.Module):
         return self.head(self.invariants(x))
 
     def invariants(self, x: Tensor) -> Tensor:
-        """Real and imaginary parts of all fragments of degree 0, (batch, 122)."""
-        return self.scalars(self.coefficients(x))
+        """Real and imaginary parts of all fragments of degree 0, (batch, 122); never in half
+        precision, for which polynomials of degree 32 are too much (and complex numbers not made).
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return self.scalars(self.coefficients(x))
 
     def coefficients(self, x: Tensor) -> list[Tensor]:
         """a_lm = integral of f conj(Y_lm) over the sphere: for each l < 11 (2 l + 1, 1, batch)."""

@@ -264,6 +264,16 @@ def test_invariant_to_rotations_of_sampled_signals(level: int) -> None:
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
+def test_mixed_precision_is_for_the_head_alone() -> None:
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    model, x = FFS2CNN(3).eval(), torch.randn(2, 1, 900)
+    expected = model.invariants(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.invariants(x), expected)
+        assert model(x).dtype == torch.bfloat16
+
+
 def test_the_last_layer_trains_its_degree_0_alone() -> None:
     """53,766 of the published parameters are never read; of the others, all that meet a product
     that is not 0 are trained."""
