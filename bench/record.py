@@ -11,7 +11,8 @@ from bench.config import ProtocolConfig, planned_runs
 from bench.errors import RunError
 from bench.tables import read_metrics, write_tables
 
-RUN_FILES = (*tracking.RUN_FILES, "weights.safetensors")
+OURS = "PDO-eS2CNN"
+"""Networks whose weights are kept too; those of the others would make the repository large."""
 
 
 def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
@@ -34,7 +35,8 @@ def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
     for run in runs:
         folder = target / "runs" / Path(run.key).relative_to(protocol.protocol)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES:
+        weights = ["weights.safetensors"] if run.network.startswith(OURS) else []
+        for name in (*tracking.RUN_FILES, *weights):
             source = results / "runs" / run.key / name
             if source.exists():
                 shutil.copy2(source, folder / name)
