@@ -19,7 +19,7 @@ from bench.speed_peers import compare_with_peers
 from data_prep.files import atomic_path, write_json
 from pdo.mesh import MAX_LEVEL
 
-FINEST = MAX_LEVEL - 2
+COARSEST, FINEST = 3, MAX_LEVEL - 2
 
 TITLES = {
     "forms": "Spectral against direct form, ms per sample",
@@ -34,12 +34,12 @@ def measure(level: int, repeats: int, peers: Path | None) -> dict[str, Any]:
     """All numbers: settings, machine, `exponents` and a list of rows for each of TITLES.
 
     Raises:
-        ConfigError: unless 2 <= level <= 5 (scaling takes levels level - 1 .. level + 2) and
-            repeats >= 1.
+        ConfigError: unless 3 <= level <= 5 (networks need 3, scaling takes levels level - 1 ..
+            level + 2) and repeats >= 1.
         RunError: if a peer cannot be installed or run.
     """
-    if not 2 <= level <= FINEST:
-        raise ConfigError(f"--level must be one of 2..{FINEST}, not {level}")
+    if not COARSEST <= level <= FINEST:
+        raise ConfigError(f"--level must be one of {COARSEST}..{FINEST}, not {level}")
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, not {repeats}")
     torch.manual_seed(0)

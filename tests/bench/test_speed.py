@@ -137,7 +137,7 @@ def test_a_peer_that_fails_says_why():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--level", "1"], "--level must be one of 2..5, not 1"), (["--repeats", "0"], "at least 1")],
+    [(["--level", "2"], "--level must be one of 3..5, not 2"), (["--repeats", "0"], "at least 1")],
 )
 def test_bad_options_are_one_line(options, message, capsys, tmp_path):
     assert main(["speed", "--out", str(tmp_path), *options]) == 1
@@ -147,16 +147,16 @@ def test_bad_options_are_one_line(options, message, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_command(tmp_path, capsys):
-    arguments = ["speed", "--level", "2", "--repeats", "1", "--out", str(tmp_path), "--json"]
+    arguments = ["speed", "--level", "3", "--repeats", "1", "--out", str(tmp_path), "--json"]
     assert main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((tmp_path / "speed.json").read_text())
     assert [row["N"] for row in found["forms"]] == [5, 9, 15]
     assert all(row["difference"] < 1e-4 for row in found["forms"])
-    assert [row["vertices"] for row in found["scaling"][:4]] == [42, 162, 642, 2562]
+    assert [row["vertices"] for row in found["scaling"][:4]] == [162, 642, 2562, 10242]
     names = [model for task, model in MODELS if task == "spherical_mnist"]
     assert [row["network"] for row in found["networks"]] == names
     assert found["threads"] >= 1 and found["git_commit"] and "peers" not in found
     text = (tmp_path / "speed.md").read_text()
-    assert "python -m bench speed --level 2" in text and "PDO-eS2CNN-small" in text
+    assert "python -m bench speed --level 3" in text and "PDO-eS2CNN-small" in text
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
