@@ -5,7 +5,6 @@ import torch
 
 from bench.config import parse_protocol, planned_runs
 from bench.registry import MODELS, TASKS
-from bench.tasks import data_folder
 
 try:
     PROTOCOL = parse_protocol(config)
@@ -46,7 +45,7 @@ def run_json(wildcards):
 def prepared_data(wildcards):
     run = run_of(wildcards)
     grid = MODELS[run.task, run.network].grid_name(run.data.level)
-    return f"data/{data_folder(run.data, grid)}/card.json"
+    return f"data/{run.data.folder(grid)}/card.json"
 
 
 def print_tables():
