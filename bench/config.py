@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from bench.data import DigitData, MoleculeData, Strict
 from bench.errors import ConfigError, unknown
-from bench.registry import MODELS, TASKS, models_of, settings_of
+from bench.registry import MODELS, models_of, settings_of
 
 Data = DigitData | MoleculeData
 """A resolved run has all keys of one of them, so there is no doubt which it is."""
