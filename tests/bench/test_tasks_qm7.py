@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import nn
 
 from baselines.molecules import Molecules
 from bench.config import RunConfig, parse_protocol, planned_runs
-from bench.engine import train
+from bench.engine import Interrupted, train
 from bench.registry import FOLDS, MODELS, ModelEntry
 from bench.tables import build_table, by_setting, write_tables
 from bench.tasks_qm7 import QM7
@@ -205,18 +207,27 @@ def test_from_runs_to_table_3(data, tmp_path):
     assert pd.read_csv(paths[0]).setting.tolist() == ["5-fold"] * 2
 
 
-def test_stopped_and_resumed_has_the_scale_of_its_training_set(data, tmp_path):
-    """The loss of a resumed run is in the same units: fit comes before the checkpoint is loaded."""
-    run = run_of()
-    task, model = QM7(run, data), Composition(level=1)
-    assert task.scale == 1
-    task.fit(model)
-    state = model.state_dict()
-    fresh = Composition(level=1)
-    again = QM7(run, data)
-    again.fit(fresh)
-    fresh.load_state_dict(state)
-    assert again.scale == task.scale == float(fresh.scale)
+def test_stopped_and_resumed_equals_never_stopped(data, tmp_path, monkeypatch):
+    """The loss after a resume is in the same units as before."""
+    run, batch, seen = run_of(), QM7.batch, []
+    straight = train(run, tmp_path / "a", data, CPU, track=False)
+
+    def counting(self, name, positions):
+        seen.append(name)
+        if seen.count("train") == 7:  # in the second of two epochs of 5 steps
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, name, positions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QM7, "batch", counting)
+        with pytest.raises(Interrupted):
+            train(run, tmp_path / "b", data, CPU, track=False)
+    assert train(run, tmp_path / "b", data, CPU, track=False) == straight
+    histories = [
+        pd.read_csv(tmp_path / name / "runs" / run.key / "history.csv").drop(columns="seconds")
+        for name in "ab"
+    ]
+    pd.testing.assert_frame_equal(*histories, check_exact=True)
 
 
 def test_where_the_data_cannot_be_had_the_table_says_so(tmp_path):
