@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from bench.data import DigitData, MoleculeData, Strict
 from bench.errors import ConfigError, unknown
-from bench.registry import MODELS, models_of, settings_of
+from bench.registry import MODELS, TASKS, models_of, settings_of
 
 Data = DigitData | MoleculeData
 """A resolved run has all keys of one of them, so there is no doubt which it is."""
@@ -181,7 +181,8 @@ def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
                     "since files are named after it"
                 )
         rows = config.models or models_of(task)
-        valid = dict.fromkeys(s for row in rows for s in settings_of(task, _network(config, row)))
+        own = [s for row in rows for s in settings_of(task, _network(config, row))]
+        valid = dict.fromkeys([*TASKS[task].settings, *own])
         for setting in config.settings or []:
             if setting not in valid:
                 raise unknown(f"setting of task {task}", setting, valid)
