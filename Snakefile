@@ -33,6 +33,7 @@ rule all:
     input:
         TABLES,
         "results/tables/tracking.txt",
+        REQUIRED,
 
 
 onsuccess:

@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = add(name, action, text)
         sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
+        if action is _tables:
+            sub.add_argument(
+                "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
+            )
     robust = add("robustness", _robustness, "table and figures: rotations of trained networks")
     robust.add_argument("--protocol", default="default", help="name in config/, or JSON")
     robust.add_argument("--rotations", type=int, default=8, help="random rotations")
@@ -134,7 +138,7 @@ def _named_run(protocol: ProtocolConfig, options: argparse.Namespace) -> RunConf
 def _tables(options: argparse.Namespace) -> None:
     from bench.tables import write_tables  # pandas and scipy.stats: not at every start
 
-    for path in write_tables(_protocol(options.protocol), options.results):
+    for path in write_tables(_protocol(options.protocol), options.results, options.unavailable):
         print(path)
 
 

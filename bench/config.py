@@ -15,42 +15,20 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from typing_extensions import TypedDict
 
+from bench.data import DigitData, MoleculeData, Strict
 from bench.errors import ConfigError, unknown
 from bench.registry import MODELS, TASKS, models_of, settings_of
-from pdo.mesh import MAX_LEVEL
+
+Data = DigitData | MoleculeData
+"""A resolved run has all keys of one of them, so there is no doubt which it is."""
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 M = TypeVar("M", bound=BaseModel)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class DataConfig(_Strict):
-    """Which signals a run sees."""
-
-    source: Literal["mnist", "synthetic"] = Field(
-        "mnist", description="real MNIST, or generated stroke digits that need no download"
-    )
-    level: int = Field(
-        4, ge=3, le=MAX_LEVEL, description="icosphere level; lat-lon grids follow it"
-    )
-    n_train: int | None = Field(
-        None, ge=50, description="training digits, validation included; null: all of them"
-    )
-    n_test: int | None = Field(None, ge=10, description="test digits; null: all of them")
-    rotation_chunk: int = Field(
-        1, ge=1, description="images that share one random rotation (the published sets: 500)"
-    )
-    legacy_bilinear: bool = Field(
-        False, description="reproduce the sampling bug of the sets published before Nov 2024"
-    )
-    seed: int = Field(0, ge=0, description="of rotations, validation split and subsets")
-
-
-class TrainConfig(_Strict):
+class TrainConfig(Strict):
     """How a network is trained."""
 
     epochs: int = Field(10, ge=1, description="passes over the training set")
@@ -75,7 +53,7 @@ class TrainConfig(_Strict):
 
 TrainChanges: type[BaseModel] = create_model(
     "TrainChanges",
-    __base__=_Strict,
+    __base__=Strict,
     __doc__="Some keys of TrainConfig, to replace what a model's recipe says.",
     **{
         name: (key.annotation | None, Field(None, description=key.description))
@@ -84,7 +62,7 @@ TrainChanges: type[BaseModel] = create_model(
 )
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """What one model does differently from the rest of its task."""
 
     network: str | None = Field(
@@ -98,7 +76,7 @@ class ModelConfig(_Strict):
     )
 
 
-class TaskConfig(_Strict):
+class TaskConfig(Strict):
     """One table: its data, its models, its training."""
 
     models: list[str] | None = Field(
@@ -107,7 +85,7 @@ class TaskConfig(_Strict):
     settings: list[str] | None = Field(
         None, description="training settings, of each model those that it has; null: all of them"
     )
-    data: DataConfig = Field(default_factory=DataConfig, description="the signals")
+    data: Data = Field(description="what a run sees")
     train: TrainChanges = Field(
         default_factory=TrainChanges,
         description="for every model, in place of its own recipe; null: as the recipe says",
@@ -117,7 +95,28 @@ class TaskConfig(_Strict):
     )
 
 
-class ProtocolConfig(_Strict):
+class DigitsConfig(TaskConfig):
+    """Table 1."""
+
+    data: DigitData = Field(default_factory=DigitData, description="the signals")
+
+
+class MoleculesConfig(TaskConfig):
+    """Table 3."""
+
+    data: MoleculeData = Field(default_factory=MoleculeData, description="molecules, potentials")
+
+
+class TasksConfig(TypedDict, total=False):
+    """The tasks of a protocol by name; only those that are there are run."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    spherical_mnist: DigitsConfig
+    qm7: MoleculesConfig
+
+
+class ProtocolConfig(Strict):
     """All that `snakemake all` makes."""
 
     protocol: str = Field("default", pattern=r"^[a-z][a-z0-9_]*$", description="name, in paths")
@@ -125,12 +124,18 @@ class ProtocolConfig(_Strict):
     seeds: int = Field(2, ge=1, description="runs of each model and setting")
     base_seed: int = Field(0, ge=0, description="all other seeds are derived from it")
     tracking: bool = Field(True, description="mirror runs in MLflow")
-    tasks: dict[str, TaskConfig] = Field(
-        default_factory=lambda: {"spherical_mnist": TaskConfig()}, description="by task name"
+    require_data: bool = Field(
+        False,
+        description="fail, after all tables are made, if a data set could not be had; false: its "
+        "table says so",
+    )
+    tasks: TasksConfig = Field(
+        default_factory=lambda: {"spherical_mnist": DigitsConfig(), "qm7": MoleculesConfig()},
+        description="by task name",
     )
 
 
-class RunConfig(_Strict):
+class RunConfig(Strict):
     """One training, fully resolved; its hash identifies it."""
 
     protocol: str
@@ -140,7 +145,7 @@ class RunConfig(_Strict):
     setting: str
     seed: int
     base_seed: int
-    data: DataConfig
+    data: Data
     train: TrainConfig
     options: dict[str, Any]
 
@@ -166,8 +171,6 @@ def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
     """
     protocol = validated(ProtocolConfig, tree)
     for task, config in protocol.tasks.items():
-        if task not in TASKS:
-            raise unknown("task", task, TASKS)
         for model in [*(config.models or []), *config.model]:
             network = _network(config, model)
             if network not in models_of(task):
@@ -178,7 +181,8 @@ def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
                     "since files are named after it"
                 )
         rows = config.models or models_of(task)
-        valid = dict.fromkeys(s for row in rows for s in settings_of(task, _network(config, row)))
+        own = [s for row in rows for s in settings_of(task, _network(config, row))]
+        valid = dict.fromkeys([*TASKS[task].settings, *own])
         for setting in config.settings or []:
             if setting not in valid:
                 raise unknown(f"setting of task {task}", setting, valid)
@@ -280,6 +284,8 @@ def _one_line(model: type[BaseModel], error: ValidationError, where: str) -> Con
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         keys = _keys_at(model.model_json_schema(), path[:-1])
+        if path[:-1] == ["tasks"]:
+            return unknown("task", path[-1], keys)
         return unknown(f"key in {'.'.join([where, *path[:-1]])}", path[-1], keys)
     got = "" if first["type"] == "missing" else f", got {first['input']!r}"
     return ConfigError(f"{'.'.join([where, *path])}: {first['msg'].lower()}{got}")
@@ -319,8 +325,9 @@ def _yaml_lines(model: type[BaseModel], depth: int) -> list[str]:
         if isinstance(default, BaseModel):
             lines += [f"{pad}{name}:", *_yaml_lines(type(default), depth + 1)]
         elif isinstance(default, dict) and default:
-            (key, value) = next(iter(default.items()))
-            lines += [f"{pad}{name}:", f"{pad}  {key}:", *_yaml_lines(type(value), depth + 2)]
+            lines += [f"{pad}{name}:"]
+            for key, value in default.items():
+                lines += [f"{pad}  {key}:", *_yaml_lines(type(value), depth + 2)]
         else:
             lines.append(f"{pad}{name}: {json.dumps(default)}")
     return lines

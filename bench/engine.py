@@ -39,8 +39,6 @@ from data_prep.files import atomic_path, write_bytes, write_json
 
 log = logging.getLogger("bench")
 
-EVALUATION_BATCH = 128
-
 
 class Interrupted(SystemExit):
     """A signal stopped the run after its checkpoint was written; exit status 128 + signal."""
@@ -68,7 +66,9 @@ def train(
     (folder / "metrics.json").unlink(missing_ok=True)
     task = TASK_CLASSES[run.task](run, data)
     seed_everything(derive(run.base_seed, "initialisation", run.seed))
-    model = _build(run).to(device)
+    model = _build(run)
+    task.fit(model)
+    model = model.to(device)
     optimizer = _optimizer(run, model)
     saved = folder / "checkpoint.pt"
     progress = Progress(run.hash, run.canonical_json())
@@ -208,8 +208,8 @@ def evaluate(task: Any, model: nn.Module, name: str, device: torch.device) -> Ou
     """Predictions, loss and scores on a set, in evaluation mode."""
     model.eval()
     predictions, targets, loss, size = [], [], 0.0, task.size(name)
-    for start in range(0, size, EVALUATION_BATCH):
-        x, target = task.batch(name, np.arange(start, min(start + EVALUATION_BATCH, size)))
+    for start in range(0, size, task.evaluation_batch):
+        x, target = task.batch(name, np.arange(start, min(start + task.evaluation_batch, size)))
         output = model(x.to(device))
         loss += task.loss(output, target.to(device)).item() * len(x)
         predictions.append(task.predict(output).cpu().numpy())

@@ -23,14 +23,18 @@ class TaskEntry:
     """A table of the paper.
 
     settings: what the training set is; each has its own runs. All models have these.
-    columns: the table's settings, with the metrics of each: what is trained on/tested on, or one
-        name for both.
+    columns: the table's settings (what is trained on/tested on, or one name for both), and of each
+        the training settings whose runs it is the mean of.
+    metric: what the table shows and validation selects by.
+    averaged_over: what differs between the runs of a column.
     """
 
     table: int
     settings: tuple[str, ...]
-    columns: tuple[str, ...]
+    columns: dict[str, tuple[str, ...]]
     metric: str
+    higher_is_better: bool = True
+    averaged_over: str = "seeds"
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,9 @@ class ModelEntry:
     """A network of a table.
 
     build: `build(level=..., **options)` gives the module; its forward takes (batch, channels,
-        points) and gives what the task's loss expects.
-    grid: name of the grid its signals are sampled on, with `{level}` or `{bandwidth}`.
+        points), or Molecules, and gives what the task's loss expects.
+    grid: name of the grid its signals are sampled on, with `{level}` or `{bandwidth}`; of networks
+        that take no signals, "none".
     recipe: its published (or our) way of training, keys of TrainConfig.
     own_settings: training settings that it has besides those of the task.
     """
@@ -54,8 +59,23 @@ class ModelEntry:
         return self.grid.format(level=level, bandwidth=round(30 * 2.0 ** (level - 4)))
 
 
+FOLDS = tuple(f"fold{k}" for k in range(5))
+
 TASKS: dict[str, TaskEntry] = {
-    "spherical_mnist": TaskEntry(1, ("N", "R"), ("N/N", "N/R", "R/R", "Omni"), "accuracy_percent"),
+    "spherical_mnist": TaskEntry(
+        table=1,
+        settings=("N", "R"),
+        columns={"N/N": ("N",), "N/R": ("N",), "R/R": ("R",), "Omni": ("Omni",)},
+        metric="accuracy_percent",
+    ),
+    "qm7": TaskEntry(
+        table=3,
+        settings=FOLDS,
+        columns={"5-fold": FOLDS},
+        metric="rmse_kcal_per_mol",
+        higher_is_better=False,
+        averaged_over="folds and seeds",
+    ),
 }
 
 OURS = {
@@ -154,3 +174,8 @@ def models_of(task: str) -> list[str]:
 def settings_of(task: str, model: str) -> tuple[str, ...]:
     """Training settings of a registered model: the task's, then its own."""
     return TASKS[task].settings + MODELS[task, model].own_settings
+
+
+def columns_of(task: str, setting: str) -> tuple[str, ...]:
+    """Columns of the table that runs of a training setting feed."""
+    return tuple(c for c, settings in TASKS[task].columns.items() if setting in settings)

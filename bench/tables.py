@@ -57,21 +57,23 @@ def read_metrics(results: Path, run: RunConfig) -> dict[str, Any] | None:
     return metrics if metrics["config_hash"] == run.hash else None
 
 
-def build_table(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
-    """COLUMNS, `diverged` (a count) and `note` (of the claim), one row for each model and setting
-    of the table that it has.
+def build_table(
+    protocol: ProtocolConfig, task: str, results: Path, empty: str = "no result"
+) -> pd.DataFrame:
+    """COLUMNS, `diverged` (a count), `note` (of the claim) and `empty` (why there may be no
+    measurement), one row for each model and setting of the table that it has.
 
-    measured_std is the sample standard deviation over seeds; ci95_half_width that of the
-    two-sided 95 % t-interval of the mean, t_{0.975, n-1} s / sqrt(n). Both need two seeds.
+    measured_std is the sample standard deviation over the runs of the column (seeds; of QM7 folds
+    and seeds); ci95_half_width that of the two-sided 95 % t-interval of the mean,
+    t_{0.975, n-1} s / sqrt(n). Both need two runs.
     """
     entry, claims = TASKS[task], read_claims()
     claims = claims[claims["task"] == task].set_index(["model", "metric", "setting"])
     runs = [run for run in planned_runs(protocol) if run.task == task]
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
-        for column in entry.columns:
-            setting = column.split("/")[0]
-            mine = [r for r in runs if r.model == model and r.setting == setting]
+        for column, settings in entry.columns.items():
+            mine = [r for r in runs if r.model == model and r.setting in settings]
             if not mine:
                 continue
             found = [m for m in (read_metrics(results, run) for run in mine) if m is not None]
@@ -92,12 +94,30 @@ def build_table(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFr
                     "protocol": protocol.protocol,
                     "diverged": sum(m["status"] == "diverged" for m in found),
                     "note": "" if claim is None else claim["note"],
+                    "empty": empty,
                 }
             )
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "diverged", "note", "empty"])
     for name in ("params_claim", "params_measured"):
         table[name] = table[name].astype("Int64")
-    return table[[*COLUMNS, "diverged", "note"]]
+    return table
+
+
+def by_setting(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
+    """All metrics of each training setting (fold), mean over its seeds, as text; empty where no
+    column of the table is the mean of several settings."""
+    columns = {c: s for c, s in TASKS[task].columns.items() if len(s) > 1}
+    rows = []
+    for run in planned_runs(protocol):
+        metrics = read_metrics(results, run) if run.task == task else None
+        for column, settings in columns.items():
+            if metrics and metrics["status"] == "finished" and run.setting in settings:
+                rows.append({"model": run.model, "setting": run.setting} | metrics["test"][column])
+    if not rows:
+        return pd.DataFrame()
+    groups = pd.DataFrame(rows).groupby(["model", "setting"], sort=False)
+    frame = groups.mean().map("{:.2f}".format)
+    return frame.assign(runs=groups.size()).reset_index()
 
 
 def summarise(values: list[float]) -> dict[str, float]:
@@ -113,18 +133,28 @@ def summarise(values: list[float]) -> dict[str, float]:
     }
 
 
-def write_tables(protocol: ProtocolConfig, results: Path) -> list[Path]:
-    """Write results/tables/table<k>.csv, .md, .tex and .html of every task; returns the paths."""
+def write_tables(
+    protocol: ProtocolConfig, results: Path, unavailable: dict[str, list[str]] | None = None
+) -> list[Path]:
+    """Write results/tables/table<k>.csv, .md, .tex and .html of every task; returns the paths.
+
+    unavailable: by task, why its data could not be had, one line for each source tried.
+    """
     written = []
     for task in protocol.tasks:
-        table = build_table(protocol, task, results)
+        tried = (unavailable or {}).get(task, [])
+        table = build_table(protocol, task, results, "data not available" if tried else "no result")
+        notices = [protocol.notice] if protocol.notice else []
+        if tried:
+            notices.append(f"DATA NOT AVAILABLE. Sources tried: {'; '.join(tried)}.")
+        details = by_setting(protocol, task, results)
         stem = results / "tables" / f"table{TASKS[task].table}"
         stem.parent.mkdir(parents=True, exist_ok=True)
         texts = {
             ".csv": table[COLUMNS].to_csv(index=False, lineterminator="\n"),
-            ".md": markdown(protocol, task, table),
-            ".tex": latex(protocol, task, table),
-            ".html": html(protocol, task, table),
+            ".md": markdown(protocol, task, table, details, notices),
+            ".tex": latex(protocol, task, table, notices),
+            ".html": html(protocol, task, table, details, notices),
         }
         for suffix, text in texts.items():
             with atomic_path(stem.with_suffix(suffix)) as path:
@@ -168,7 +198,7 @@ def long(table: pd.DataFrame) -> pd.DataFrame:
                 "model": row.model,
                 "setting": row.setting,
                 "claim": _claim(row, notes(table)),
-                "ours": _plus_minus(row.measured_mean, row.measured_std) or "no result",
+                "ours": _plus_minus(row.measured_mean, row.measured_std) or row.empty,
                 "seeds": _seeds(row),
                 "95 % interval": "" if pd.isna(row.ci95_half_width) else _interval(row),
                 "ours - claim": _difference(row),
@@ -183,34 +213,46 @@ def notes(table: pd.DataFrame) -> list[str]:
     return [note for note in table["note"].unique() if note]
 
 
-def markdown(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
-    notice = f"**{protocol.notice}**\n\n" if protocol.notice else ""
-    tables = [
+def markdown(
+    protocol: ProtocolConfig,
+    task: str,
+    table: pd.DataFrame,
+    details: pd.DataFrame,
+    notices: list[str],
+) -> str:
+    frames = [
         frame.to_markdown(index=False, disable_numparse=True)
-        for frame in (wide(table), long(table))
+        for frame in (wide(table), long(table), details)
+        if len(frame)
     ]
-    return (
-        f"{_title(protocol, task)}\n\n{notice}Made by `{command(protocol)}`.\n\n"
-        f"{tables[0]}\n\nMean ± sample standard deviation over seeds (seeds found/planned).\n\n"
-        f"{tables[1]}\n" + "".join(f"\n[{k}] {note}\n" for k, note in enumerate(notes(table), 1))
-    )
+    parts = [_title(protocol, task), *(f"**{notice}**" for notice in notices)]
+    parts += [f"Made by `{command(protocol)}`.", *frames[:1], _meaning(task), *frames[1:]]
+    parts += [f"[{k}] {note}" for k, note in enumerate(notes(table), 1)]
+    return "\n\n".join(parts) + "\n"
 
 
-def latex(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
+def latex(protocol: ProtocolConfig, task: str, table: pd.DataFrame, notices: list[str]) -> str:
     frame = wide(table).map(lambda text: text.replace("±", r"$\pm$"))
     style = frame.style.hide(axis="index")
     body = style.to_latex(hrules=True).replace("%", r"\%").replace("_", r"\_")
-    head = f"% {_title(protocol, task)}\n% {protocol.notice}\n% {command(protocol)}\n"
+    head = f"% {_title(protocol, task)}\n% {' '.join(notices)}\n% {command(protocol)}\n"
     return head + body + "".join(f"\n[{k}] {note}\n" for k, note in enumerate(notes(table), 1))
 
 
-def html(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
-    frames = [f.to_html(index=False, border=0) for f in (wide(table), long(table))]
+def html(
+    protocol: ProtocolConfig,
+    task: str,
+    table: pd.DataFrame,
+    details: pd.DataFrame,
+    notices: list[str],
+) -> str:
+    frames = (wide(table), long(table), details)
     return _PAGE.render(
         title=_title(protocol, task),
-        notice=protocol.notice,
+        notices=notices,
         command=command(protocol),
-        tables=frames,
+        meaning=_meaning(task),
+        tables=[frame.to_html(index=False, border=0) for frame in frames if len(frame)],
         notes=notes(table),
     )
 
@@ -229,9 +271,8 @@ th:first-child, td:first-child { text-align: left }
 .notice { background: #fff3cd; padding: .6rem 1rem; font-weight: 600 }
 </style></head><body>
 <h1>{{ title }}</h1>
-{% if notice %}<p class="notice">{{ notice }}</p>{% endif %}
-<p>Made by <code>{{ command }}</code>. Mean ± sample standard deviation over seeds
-(seeds found/planned).</p>
+{% for notice in notices %}<p class="notice">{{ notice | e }}</p>{% endfor %}
+<p>Made by <code>{{ command }}</code>. {{ meaning }}</p>
 {% for table in tables %}{{ table }}{% endfor %}
 {% for note in notes %}<p>[{{ loop.index }}] {{ note }}</p>{% endfor %}
 </body></html>
@@ -241,7 +282,14 @@ th:first-child, td:first-child { text-align: left }
 
 
 def _title(protocol: ProtocolConfig, task: str) -> str:
-    return f"Table {TASKS[task].table}: {task} ({TASKS[task].metric}), protocol {protocol.protocol}"
+    entry = TASKS[task]
+    metric = entry.metric if entry.higher_is_better else f"{entry.metric}, lower is better"
+    return f"Table {entry.table}: {task} ({metric}), protocol {protocol.protocol}"
+
+
+def _meaning(task: str) -> str:
+    over = TASKS[task].averaged_over
+    return f"Mean ± sample standard deviation over {over} ({over} found/planned)."
 
 
 def _params_claim(claims: pd.DataFrame, model: str) -> int | None:
@@ -269,7 +317,7 @@ def _seeds(row: Any) -> str:
 
 
 def _measured(row: Any) -> str:
-    text = _plus_minus(row.measured_mean, row.measured_std) or "no result"
+    text = _plus_minus(row.measured_mean, row.measured_std) or row.empty
     return f"{text} ({_seeds(row)})"
 
 

@@ -9,26 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.config import DataConfig, RunConfig
+from bench.config import RunConfig
 from bench.errors import RunError
-from bench.registry import MODELS, TASKS
+from bench.registry import MODELS, TASKS, columns_of
+from bench.tasks_qm7 import QM7
 from data_prep.spherical_mnist import stratified_subset
 
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
-
-
-def data_folder(data: DataConfig, grid: str) -> str:
-    """Where the prepared signals of a run stand, below the data folder: one folder for each source,
-    grid and variant."""
-    source = data.source
-    if source == "synthetic":
-        source = f"synthetic-{data.n_train}-{data.n_test}"
-    variant = f"-chunk{data.rotation_chunk}" if data.rotation_chunk > 1 else ""
-    variant += "-legacy" if data.legacy_bilinear else ""
-    return f"spherical_mnist/{source}{variant}-seed{data.seed}/{grid}"
 
 
 class SphericalMNIST:
@@ -39,12 +29,13 @@ class SphericalMNIST:
     or R/R, or Omni.
     """
 
-    higher_is_better = True
-    metric = "accuracy_percent"
+    metric = TASKS["spherical_mnist"].metric
+    higher_is_better = TASKS["spherical_mnist"].higher_is_better
+    evaluation_batch = 128
 
     def __init__(self, run: RunConfig, data_root: Path) -> None:
         grid = MODELS[run.task, run.network].grid_name(run.data.level)
-        folder = data_root / data_folder(run.data, grid)
+        folder = data_root / run.data.folder(grid)
         if not (folder / "card.json").is_file():
             raise RunError(
                 f"no prepared signals in {folder}: let Snakemake make them, or see "
@@ -74,8 +65,7 @@ class SphericalMNIST:
             "train": (source, train_labels, train),
             "validation": (source, train_labels, validation),
         }
-        columns = TASKS[run.task].columns
-        self.tests = tuple(c for c in columns if c.split("/")[0] == run.setting)
+        self.tests = columns_of(run.task, run.setting)
         for column in self.tests:
             self.sets[column] = (signals(f"test_{column.split('/')[-1]}"), test_labels, test)
         digest = hashlib.sha256()
@@ -86,6 +76,9 @@ class SphericalMNIST:
             "split_sha256": digest.hexdigest(),
             "counts": {name: self.size(name) for name in self.sets},
         }
+
+    def fit(self, model: nn.Module) -> None:
+        """Nothing: these networks take no statistics from the training set before training."""
 
     def size(self, name: str) -> int:
         """Samples in the set `train`, `validation` or a test column."""
@@ -120,4 +113,4 @@ class SphericalMNIST:
         return {self.metric: 100 * float(np.mean(predictions == targets))}
 
 
-TASK_CLASSES = {"spherical_mnist": SphericalMNIST}
+TASK_CLASSES = {"spherical_mnist": SphericalMNIST, "qm7": QM7}

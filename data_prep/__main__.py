@@ -1,4 +1,4 @@
-"""Command line: `python -m data_prep fetch mnist`, `python -m data_prep spherical-mnist`."""
+"""Command line: `python -m data_prep fetch mnist|qm7`, `... spherical-mnist`, `... qm7`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import sys
 
 from data_prep.files import DataError
 from data_prep.mnist import fetch_mnist
+from data_prep.qm7 import fetch_qm7
 from data_prep.spherical_mnist import prepare
+from data_prep.spherical_qm7 import RADII
+from data_prep.spherical_qm7 import prepare as prepare_qm7
 from data_prep.synthetic_digits import synthetic_digits
+from data_prep.synthetic_molecules import synthetic_molecules
+
+FETCH = {"mnist": fetch_mnist, "qm7": fetch_qm7}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,9 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("fetch", help="download and verify raw data")
-    command.add_argument("dataset", choices=["mnist"])
-    command.add_argument("--out", default="data/raw/mnist", help="folder (default %(default)s)")
-    command.set_defaults(run=lambda options: fetch_mnist(options.out))
+    command.add_argument("dataset", choices=list(FETCH))
+    command.add_argument("--out", help="folder (default data/raw/<dataset>)")
+    command.set_defaults(run=_fetch)
 
     command = commands.add_parser("spherical-mnist", help="project digits onto the sphere")
     source = command.add_mutually_exclusive_group(required=True)
@@ -54,7 +60,27 @@ def _parser() -> argparse.ArgumentParser:
         "--legacy-bilinear", action="store_true", help="the faulty sampling of the published data"
     )
     command.set_defaults(run=_spherical_mnist)
+
+    command = commands.add_parser("qm7", help="spherical potentials round the atoms of molecules")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--raw", help="folder of the raw qm7.npz")
+    source.add_argument(
+        "--synthetic", type=int, metavar="N", help="use so many synthetic molecules in place of QM7"
+    )
+    command.add_argument("--grid", required=True, help="for example icosphere2; none: no signals")
+    command.add_argument("--out", required=True, help="folder")
+    command.add_argument("--seed", type=int, default=0, help="of synthetic molecules")
+    command.add_argument("--power", type=int, choices=[1, 2], default=1, help="of the distance")
+    command.add_argument(
+        "--radius", choices=list(RADII), default="half", help="of the least interatomic distance"
+    )
+    command.add_argument("--self-exclusion", choices=["index", "nearest"], default="index")
+    command.set_defaults(run=_qm7)
     return parser
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    FETCH[options.dataset](options.out or f"data/raw/{options.dataset}")
 
 
 def _spherical_mnist(options: argparse.Namespace) -> None:
@@ -68,6 +94,15 @@ def _spherical_mnist(options: argparse.Namespace) -> None:
         options.seed,
         options.rotation_chunk,
         options.legacy_bilinear,
+    )
+
+
+def _qm7(options: argparse.Namespace) -> None:
+    raw = options.raw
+    if options.synthetic is not None:
+        raw = synthetic_molecules(options.synthetic, options.seed)
+    prepare_qm7(
+        raw, options.grid, options.out, options.power, options.radius, options.self_exclusion
     )
 
 

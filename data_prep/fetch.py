@@ -19,12 +19,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pooch
 import requests
 
-from data_prep.files import DataError, sha256_of_file, write_bytes
+from data_prep.files import DataError, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -59,17 +60,33 @@ def fetch(folder: str | Path, sha256: Mapping[str, str], sources: Sequence[Sourc
             fetched before stay, a wrong file found in `folder` is left for the user to look at.
     """
     for name, expected in sha256.items():
-        path = Path(folder) / name
-        advice = (
-            f"check the network, set {MIRROR_VARIABLE} to a mirror folder, or put the unpacked "
-            f"file at {path}"
-        )
-        if path.exists():
-            if sha256_of_file(path) == expected:
-                continue
+        advice = f"put the unpacked file at {Path(folder) / name}"
+        obtain(Path(folder) / name, sources, partial(_unpacked, expected=expected), advice)
+
+
+def obtain(
+    path: Path, sources: Sequence[Source], accept: Callable[[bytes], bytes], last_resort: str
+) -> None:
+    """Put one file at `path`: what `accept` makes of the first source whose content it accepts.
+
+    `accept` gives the content to write, or raises SourceError. A file that is there already and
+    accepted is left alone (unpacked, if it was packed), with no source asked.
+
+    Raises:
+        DataError: no source had it; the message ends with `last_resort`, advice for the user.
+    """
+    advice = f"check the network, set {MIRROR_VARIABLE} to a mirror folder, or {last_resort}"
+    if path.exists():
+        found = path.read_bytes()
+        try:
+            content = accept(found)
+            if content != found:
+                write_bytes(path, content)
+            return
+        except SourceError:
             logger.warning("%s has the wrong content (SHA-256): fetching it again", path)
             advice = f"the file {path} already there has the wrong SHA-256: delete it; {advice}"
-        write_bytes(path, _first_right(name, expected, sources, advice))
+    write_bytes(path, _first_accepted(path.name, sources, accept, advice))
 
 
 def mirror(subfolder: str) -> list[Source]:
@@ -173,19 +190,25 @@ def gunzip(content: bytes) -> bytes:
         raise SourceError(f"truncated or damaged gzip file ({error})") from error
 
 
-def _first_right(name: str, expected: str, sources: Sequence[Source], advice: str) -> bytes:
+def _unpacked(content: bytes, expected: str) -> bytes:
+    content = gunzip(content)
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise SourceError(f"wrong content, SHA-256 {found[:12]}... instead of {expected[:12]}...")
+    return content
+
+
+def _first_accepted(
+    name: str, sources: Sequence[Source], accept: Callable[[bytes], bytes], advice: str
+) -> bytes:
     failures = []
     for source in sources:
         try:
-            content = gunzip(source.read(name))
-            found = hashlib.sha256(content).hexdigest()
-            if found == expected:
-                logger.info("%s: from %s", name, source.name)
-                return content
-            failure = f"wrong content, SHA-256 {found[:12]}... instead of {expected[:12]}..."
+            content = accept(source.read(name))
+            logger.info("%s: from %s", name, source.name)
+            return content
         except SourceError as error:
-            failure = str(error)
-        logger.warning("%s: %s failed: %s", name, source.name, failure)
-        failures.append(f"{source.name}: {failure}")
+            logger.warning("%s: %s failed: %s", name, source.name, error)
+            failures.append(f"{source.name}: {error}")
     tried = "; ".join(failures) or "there was no source to try"
     raise DataError(f"could not get {name} ({tried}); {advice}")

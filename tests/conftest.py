@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from bench.config import RunConfig, parse_protocol, planned_runs
-from bench.tasks import data_folder
 from data_prep.spherical_mnist import prepare
 from data_prep.synthetic_digits import synthetic_digits
 
@@ -41,6 +40,6 @@ def tiny_data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     digits = synthetic_digits(N_TRAIN, N_TEST, seed=0)
     for grid in ("icosphere3", "icosphere3-equator", "latlon15"):
-        folder = root / data_folder(tiny_run().data, grid)
+        folder = root / tiny_run().data.folder(grid)
         prepare(digits, grid, folder, seed=0)
     return root

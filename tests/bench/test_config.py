@@ -19,11 +19,12 @@ PROTOCOLS = ("test", "default", "workstation", "paper")
 def test_shipped_protocols_are_valid_and_plan_every_model(name):
     protocol = load_protocol(CONFIG / f"{name}.yaml")
     assert protocol.protocol == name
-    runs = planned_runs(protocol)
+    every = planned_runs(protocol)
+    runs = [r for r in every if r.task == "spherical_mnist"]
     assert {r.model for r in runs} == set(config.models_of("spherical_mnist"))
     assert {r.setting for r in runs} == {"N", "R", "Omni"}
     assert {r.model for r in runs if r.setting == "Omni"} == {"SphereNet"}
-    assert len({r.key for r in runs}) == len(runs) == len({r.hash for r in runs})
+    assert len({r.key for r in every}) == len(every) == len({r.hash for r in every})
 
 
 def test_protocols_keep_their_promises():
@@ -101,6 +102,14 @@ def spoilt(path: str, value: object) -> dict:
         ("tasks.spherical_mnist.train.epoch", 3, "did you mean 'epochs'?"),
         ("tasks.spherical_mnist.train.epochs", 0, "epochs: input should be greater than"),
         ("tasks.spherical_mnist.model.UGSCNN", {"options": {"dropuot": 0}}, "'dropout'"),
+        (
+            "tasks.qm7.data.n_tests",
+            3,
+            "key in configuration.tasks.qm7.data 'n_tests': did you mean 'n_train",
+        ),
+        ("tasks.qm7.data.power", 3, "data.power: input should be 1 or 2"),
+        ("tasks.qm7.data.n_synthetic", 52, "n_synthetic: input should be a multiple of 5"),
+        ("tasks.qm7.settings", ["fold5"], "unknown setting of task qm7 'fold5'"),
         ("seeds", "many", "seeds: input should be a valid integer"),
     ],
 )
@@ -146,6 +155,16 @@ def test_recipe_then_protocol_then_model_decide():
     assert runs["UGSCNN"].options == {"dropout": 0.1}
     assert runs["PDO-eS2CNN-small"].options == {}
     assert runs["PDO-eS2CNN-large"].options == {"stencil": "paper"}
+
+
+def test_a_resolved_run_knows_its_data_again():
+    run = tiny_run()
+    again = config.validated(config.RunConfig, json.loads(run.canonical_json()))
+    assert again == run and type(again.data) is type(run.data) is config.DigitData
+    tree = run.model_dump() | {"data": config.MoleculeData().model_dump()}
+    again = config.validated(config.RunConfig, tree)
+    assert type(again.data) is config.MoleculeData
+    assert again.data.folder("none") == "qm7/qm7-power1-half-index/none"
 
 
 def test_hash_depends_on_content_alone():

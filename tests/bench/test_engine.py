@@ -17,7 +17,7 @@ import yaml
 from bench import checkpoint, engine
 from bench.engine import Interrupted, learning_rate, steps_per_epoch, train
 from bench.errors import RunError
-from bench.tasks import SphericalMNIST, data_folder
+from bench.tasks import SphericalMNIST
 from tests.conftest import N_TRAIN, tiny_run
 
 CPU = torch.device("cpu")
@@ -202,9 +202,9 @@ def test_missing_data(tmp_path):
 
 def test_non_finite_input(tmp_path, tiny_data):
     run = tiny_run()
-    folder = tmp_path / data_folder(run.data, "icosphere3-equator")
+    folder = tmp_path / run.data.folder("icosphere3-equator")
     folder.mkdir(parents=True)
-    for file in (tiny_data / data_folder(run.data, "icosphere3-equator")).iterdir():
+    for file in (tiny_data / run.data.folder("icosphere3-equator")).iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     signals = np.load(folder / "train_N.npy").astype(np.float32)
     signals[17, 3] = np.nan

@@ -5,7 +5,7 @@ import torch
 
 from bench.config import parse_protocol, planned_runs
 from bench.seeds import derive
-from bench.tasks import MNIST_MEAN, MNIST_STD, SphericalMNIST, data_folder
+from bench.tasks import MNIST_MEAN, MNIST_STD, SphericalMNIST
 from tests.conftest import tiny_protocol, tiny_run
 
 
@@ -27,7 +27,7 @@ def test_omni_is_trained_and_tested_on_the_same_projection(tiny_data):
     omni = SphericalMNIST(tiny_run("SphereNet", "Omni"), tiny_data)
     rotated = SphericalMNIST(tiny_run("SphereNet", "R"), tiny_data)
     assert omni.tests == ("Omni",)
-    folder = tiny_data / data_folder(tiny_run().data, "latlon15")
+    folder = tiny_data / tiny_run().data.folder("latlon15")
     for name, part in (("train", "train"), ("validation", "train"), ("Omni", "test")):
         signals = np.load(folder / f"{part}_Omni.npy")
         x, labels = omni.batch(name, np.arange(9))
@@ -42,7 +42,7 @@ def test_signals_are_normalised_grey_levels(tiny_data):
     x, labels = task.batch("train", np.array([3, 1]))
     assert x.shape[:2] == (2, 1) and x.dtype == torch.float32
     indices = task.sets["train"][2][[3, 1]]
-    raw = np.load(tiny_data / data_folder(tiny_run().data, "icosphere3-equator") / "train_N.npy")
+    raw = np.load(tiny_data / tiny_run().data.folder("icosphere3-equator") / "train_N.npy")
     want = (raw[indices] / 255 - MNIST_MEAN) / MNIST_STD
     np.testing.assert_allclose(x[:, 0].numpy(), want, atol=1e-6)
     np.testing.assert_array_equal(labels, task.sets["train"][1][indices])

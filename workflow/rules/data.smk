@@ -5,6 +5,10 @@ wildcard_constraints:
     grid=r"[a-z0-9-]+",
     source=r"mnist|synthetic-\d+-\d+",
     variant=r"(-chunk\d+)?(-legacy)?-seed\d+",
+    molecules=r"qm7|synthetic-\d+-seed\d+",
+    power=r"[12]",
+    radius="half|whole",
+    exclusion="index|nearest",
 
 
 rule fetch_mnist:
@@ -31,4 +35,30 @@ rule prepare_spherical_mnist:
         options=preparation_options,
     shell:
         "python -m data_prep spherical-mnist {params.options} --grid {wildcards.grid}"
+        " --out $(dirname {output}) 2>&1 | tee {log}"
+
+
+rule fetch_qm7:
+    output:
+        "data/raw/qm7/qm7.npz",
+    log:
+        "results/logs/fetch_qm7.log",
+    localrule: True
+    shell:
+        "python -m data_prep fetch qm7 --out data/raw/qm7 2>&1 | tee {log}"
+
+
+rule prepare_qm7:
+    input:
+        raw=ancient(raw_molecules),
+    output:
+        "data/qm7/{molecules}-power{power}-{radius}-{exclusion}/{grid}/card.json",
+    log:
+        "results/logs/prepare_qm7/{molecules}-power{power}-{radius}-{exclusion}/{grid}.log",
+    threads: THREADS
+    params:
+        source=molecule_source,
+    shell:
+        "python -m data_prep qm7 {params.source} --grid {wildcards.grid} --power {wildcards.power}"
+        " --radius {wildcards.radius} --self-exclusion {wildcards.exclusion}"
         " --out $(dirname {output}) 2>&1 | tee {log}"

@@ -3,7 +3,7 @@
 
 rule tables:
     input:
-        expand("results/runs/{key}/metrics.json", key=RUNS),
+        expand("results/runs/{key}/metrics.json", key=TABLE_RUNS),
         "results/reference/paper_tables.csv",
     output:
         TABLES,
@@ -12,5 +12,24 @@ rule tables:
     localrule: True
     params:
         protocol=PROTOCOL.model_dump_json(),
+        unavailable=json.dumps(UNAVAILABLE),
     shell:
-        "python -m bench tables --protocol {params.protocol:q} > {log} 2>&1"
+        "python -m bench tables --protocol {params.protocol:q}"
+        " --unavailable {params.unavailable:q} > {log} 2>&1"
+
+
+# After everything else, under protocols with `require_data`: fails if data could not be had. Its
+# output is never made, so that it is asked at every start.
+rule require_data:
+    input:
+        TABLES,
+        "results/tables/tracking.txt",
+    output:
+        "results/tables/all_data_were_there",
+    log:
+        "results/logs/require_data.log",
+    localrule: True
+    params:
+        unavailable=json.dumps(UNAVAILABLE),
+    shell:
+        "echo data not available: {params.unavailable:q} | tee {log}; exit 1"

@@ -1,0 +1,82 @@
+"""What of a task's data a run sees: the `data` section of each task in a protocol."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pdo.mesh import MAX_LEVEL
+
+
+class Strict(BaseModel):
+    """No unknown keys, no changes, and defaults are checked as well."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DigitData(Strict):
+    """Which digits on the sphere a run sees."""
+
+    source: Literal["mnist", "synthetic"] = Field(
+        "mnist", description="real MNIST, or generated stroke digits that need no download"
+    )
+    level: int = Field(
+        4, ge=3, le=MAX_LEVEL, description="icosphere level; lat-lon grids follow it"
+    )
+    n_train: int | None = Field(
+        None, ge=50, description="training digits, validation included; null: all of them"
+    )
+    n_test: int | None = Field(None, ge=10, description="test digits; null: all of them")
+    rotation_chunk: int = Field(
+        1, ge=1, description="images that share one random rotation (the published sets: 500)"
+    )
+    legacy_bilinear: bool = Field(
+        False, description="reproduce the sampling bug of the sets published before Nov 2024"
+    )
+    seed: int = Field(0, ge=0, description="of rotations, validation split and subsets")
+
+    def folder(self, grid: str) -> str:
+        """Where the prepared signals stand, below the data folder."""
+        source = self.source
+        if source == "synthetic":
+            source = f"synthetic-{self.n_train}-{self.n_test}"
+        variant = f"-chunk{self.rotation_chunk}" if self.rotation_chunk > 1 else ""
+        variant += "-legacy" if self.legacy_bilinear else ""
+        return f"spherical_mnist/{source}{variant}-seed{self.seed}/{grid}"
+
+
+class MoleculeData(Strict):
+    """Which molecules a run sees, and which potentials round their atoms."""
+
+    source: Literal["qm7", "synthetic"] = Field(
+        "qm7", description="real QM7, or random geometries that need no download"
+    )
+    level: int = Field(2, ge=1, le=MAX_LEVEL, description="icosphere level")
+    n_synthetic: int = Field(
+        100, ge=50, multiple_of=5, description="molecules of the synthetic source, all folds"
+    )
+    n_train: int | None = Field(
+        None,
+        ge=10,
+        description="molecules of the training folds, validation included; null: all of them",
+    )
+    power: Literal[1, 2] = Field(
+        1, description="of the distance in the potentials (the paper: 1, its released code: 2)"
+    )
+    radius: Literal["half", "whole"] = Field(
+        "half",
+        description="of the spheres, in least interatomic distances: half, so that no two "
+        "intersect, or whole (released code)",
+    )
+    self_exclusion: Literal["index", "nearest"] = Field(
+        "index", description="leave an atom out of its own sphere, or of the nearest (released)"
+    )
+    seed: int = Field(0, ge=0, description="of validation split, subsets and synthetic molecules")
+
+    def folder(self, grid: str) -> str:
+        """Where the prepared signals stand, below the data folder."""
+        source = self.source
+        if source == "synthetic":
+            source = f"synthetic-{self.n_synthetic}-seed{self.seed}"
+        return f"qm7/{source}-power{self.power}-{self.radius}-{self.self_exclusion}/{grid}"

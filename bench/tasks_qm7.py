@@ -1,0 +1,121 @@
+"""QM7 as the engine sees it: atomization energies, five-fold cross-validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from baselines.molecules import Molecules
+from bench.config import RunConfig
+from bench.errors import RunError
+from bench.registry import MODELS, TASKS, columns_of
+from data_prep.qm7 import ELEMENTS
+
+
+class QM7:
+    """Molecules and their atomization energies in kcal/mol.
+
+    The test set of setting fold<k> is the published fold k. Of the other four, in an order drawn
+    from the data's seed and k, every tenth molecule is held out for validation; with fewer training
+    molecules (`n_train`) the first ones of that order are taken, so that smaller sets are parts of
+    larger ones.
+    """
+
+    metric = TASKS["qm7"].metric
+    higher_is_better = TASKS["qm7"].higher_is_better
+    evaluation_batch = 32
+
+    def __init__(self, run: RunConfig, data_root: Path) -> None:
+        grid = MODELS[run.task, run.network].grid_name(run.data.level)
+        folder = data_root / run.data.folder(grid)
+        if not (folder / "card.json").is_file():
+            raise RunError(
+                f"no prepared molecules in {folder}: let Snakemake make them, or see "
+                "`python -m data_prep qm7 --help`"
+            )
+        self.card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+        with np.load(folder / "molecules.npz") as file:
+            self.first, self.energies = file["first"], file["energies"]
+            self.charges, self.positions = file["charges"].astype(np.int64), file["positions"]
+            fold_of = file["fold"]
+        signals = folder / "signals.npy"
+        self.signals = None if grid == "none" else np.load(signals, mmap_mode="r")
+        fold = int(run.setting.removeprefix("fold"))
+        order = np.random.default_rng((run.data.seed, fold)).permutation(
+            np.flatnonzero(fold_of != fold)
+        )[: run.data.n_train]
+        self.tests = columns_of(run.task, run.setting)
+        held_out = np.arange(len(order)) % 10 == 0
+        self.sets: dict[str, np.ndarray] = {
+            "train": np.sort(order[~held_out]),
+            "validation": np.sort(order[held_out]),
+            **{column: np.flatnonzero(fold_of == fold) for column in self.tests},
+        }
+        digest = hashlib.sha256()
+        for chosen in self.sets.values():
+            digest.update(np.ascontiguousarray(chosen, dtype="<i8").tobytes())
+        self.facts = {
+            "card": self.card,
+            "split_sha256": digest.hexdigest(),
+            "counts": {name: self.size(name) for name in self.sets},
+        }
+        self.scale = 1.0
+
+    def fit(self, model: nn.Module) -> None:
+        """Show the network the training molecules, without signals, and their energies, from which
+        it takes its statistics; the loss is in units of its `scale`."""
+        chosen = self.sets["train"]
+        model.fit(self._molecules(chosen, None), torch.from_numpy(self.energies[chosen]))
+        self.scale = float(model.scale)
+
+    def size(self, name: str) -> int:
+        """Molecules in the set `train`, `validation` or the test column."""
+        return len(self.sets[name])
+
+    def batch(self, name: str, positions: np.ndarray) -> tuple[Molecules, Tensor]:
+        """Molecules of a set by position, and their energies (B,).
+
+        Raises:
+            RunError: if a signal is not finite.
+        """
+        chosen = self.sets[name][positions]
+        molecules = self._molecules(chosen, self.signals)
+        if molecules.signals is not None and not torch.isfinite(molecules.signals).all():
+            raise RunError(f"a signal of set {name} is not finite: prepare the data again")
+        return molecules, torch.from_numpy(self.energies[chosen])
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean squared error in units of the network's scale."""
+        return ((output.float() - target) / self.scale).square().mean()
+
+    def predict(self, output: Tensor) -> Tensor:
+        """The energies, kcal/mol."""
+        return output
+
+    def score(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+        """Root mean square and mean absolute error, kcal/mol."""
+        error = predictions.astype(float) - targets
+        return {
+            self.metric: float(np.sqrt(np.mean(error**2))),
+            "mae_kcal_per_mol": float(np.mean(np.abs(error))),
+        }
+
+    def _molecules(self, chosen: np.ndarray, signals: np.ndarray | None) -> Molecules:
+        sizes = self.first[chosen + 1] - self.first[chosen]
+        atoms = np.concatenate([np.arange(self.first[k], self.first[k + 1]) for k in chosen])
+        molecule = torch.from_numpy(np.repeat(np.arange(len(chosen)), sizes))
+        charges = torch.from_numpy(self.charges[atoms])
+        of_element = (charges[:, None] == torch.tensor(ELEMENTS)).float()
+        return Molecules(
+            signals=None if signals is None else torch.from_numpy(signals[atoms]).float(),
+            molecule=molecule,
+            charges=charges,
+            positions=torch.from_numpy(self.positions[atoms]),
+            counts=torch.zeros(len(chosen), len(ELEMENTS)).index_add_(0, molecule, of_element),
+        )

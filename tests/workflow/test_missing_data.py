@@ -1,0 +1,46 @@
+"""QM7 cannot be had: no mirror, and a proxy at which nobody listens for a network."""
+
+import pytest
+
+from tests.workflow.conftest import jobs
+
+pytestmark = pytest.mark.slow
+
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+OFFLINE = {"PDO_DATA_MIRROR": "", **dict.fromkeys(PROXIES, "http://127.0.0.1:9")}
+PROTOCOL = """
+protocol: offline
+seeds: 1
+tracking: false
+tasks:
+  spherical_mnist:
+    data: {source: synthetic, level: 3, n_train: 60, n_test: 20}
+    train: {epochs: 1, batch_size: 16}
+    models: [UGSCNN]
+    settings: [N]
+  qm7: {}
+"""
+
+
+def test_other_tables_are_made_and_the_exit_status_is_the_protocols_choice(project):
+    (project.folder / "offline.yaml").write_text(PROTOCOL)
+    command = ("snakemake", "--cores", "2", "all", "--configfile", "offline.yaml")
+    done = project.run(*command, **OFFLINE)
+    assert done.returncode == 0, done.stdout
+    assert jobs(done.stdout)["train"] == 1 and "fetch_qm7" not in jobs(done.stdout)
+    tables = project.folder / "results/tables"
+    assert "UGSCNN" in (tables / "table1.md").read_text()
+    missing = (tables / "table3.md").read_text()
+    assert "DATA NOT AVAILABLE" in missing and "PDO_DATA_MIRROR is not set" in missing
+    assert "quantum-machine.org/data/qm7.mat: no connection" in missing
+
+    strict = project.run(*command, "--config", "require_data=true", **OFFLINE)
+    assert strict.returncode != 0 and "data not available" in strict.stdout
+    assert jobs(strict.stdout).get("train", 0) == 0
+    assert (tables / "table1.md").exists() and (tables / "table3.md").exists()
+
+    mirror = project.folder / "mirror"
+    mirror.mkdir()
+    (mirror / "qm7.npz").write_bytes(b"there")
+    planned = project.run(*command, "--dry-run", **(OFFLINE | {"PDO_DATA_MIRROR": str(mirror)}))
+    assert planned.returncode == 0 and "tables" in jobs(planned.stdout)  # Table 3 is out of date
