@@ -9,8 +9,8 @@ from baselines.ffs2cnn import FragmentNet
 from baselines.molecules import ELEMENTS, AtomSum
 
 BANDWIDTH = 10
-CHANNELS = [20, 18, 14, 12, 10, 8]
-LAYERS = [CHANNELS, CHANNELS, [64]]
+LAYERS = [[20] * 5, [20] * 5, [64]]
+"""Fragments of degrees 0..4 after each of three layers; of the last, of degree 0 only."""
 
 
 class AtomFragments(FragmentNet):

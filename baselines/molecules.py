@@ -47,9 +47,10 @@ class AtomSum(nn.Module):
 
     energy = weights . counts + constant + scale * psi(sum over atoms i of phi(a_i, e_i)),
 
-    a_i the network's rotation-invariant features of atom i's signal, e_i its element (1 of 5; ours).
-    phi has 160 and 150 units, psi 100 and 50, and both begin with batch norm. Signals are divided by
-    the charges in them, z_i and the element's: those of unit charges are left, of order 1 / Bohr.
+    a_i the network's rotation-invariant features of atom i's signal, e_i its element (one of five;
+    ours). phi has 160 and 150 units, psi 100 and 50, and both begin with batch norm. Signals are
+    divided by the charges in them, z_i and the element's: those of unit charges are left, of order
+    1 / Bohr.
 
     `fit` has to come before training; it sets buffers, which the state dict holds.
 

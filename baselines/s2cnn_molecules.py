@@ -21,8 +21,8 @@ class Norm(nn.BatchNorm1d):
 
 
 class Lift(nn.Module):
-    """Channels mixed, on the sphere: (batch, C_in, 4 b^2) -> (2 b, 2 b, 2 b, batch, C_out), the same
-    for all gamma."""
+    """Channels mixed on the sphere, and the same for all gamma: (batch, C_in, 4 b^2) ->
+    (2 b, 2 b, 2 b, batch, C_out)."""
 
     def __init__(self, bandwidth: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -75,8 +75,8 @@ class ResBlock(nn.Module):
 
 
 class ResidualS2CNN(nn.Module):
-    """Four residual blocks of bandwidths 10, 8, 6, 4 with 20, 40, 60, 80 features, and the mean over
-    SO(3).
+    """Four residual blocks of bandwidths 10, 8, 6, 4 with 20, 40, 60, 80 features, and the mean
+    over SO(3).
 
     Shapes: (batch, 5, 400), points of the grid latlon10, -> (batch, 80).
 
