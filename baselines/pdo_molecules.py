@@ -9,7 +9,7 @@ from torch import nn
 from baselines.molecules import ELEMENTS, AtomSum
 from pdo.networks import PDOeS2CNN
 
-WIDTHS = ((16,), (32, 48), (64,))
+WIDTHS = ((12, 24), (48, 64), (100,))
 
 
 class MoleculePDOeS2CNN(AtomSum):
