@@ -24,26 +24,29 @@ from pdo.sparse import SparseOperator
 
 DEGREES = 11
 """Degrees of all fragments: l = 0..10."""
-SIZES = [2 * degree + 1 for degree in range(DEGREES)]
 CHANNELS = [math.ceil(12 / math.sqrt(2 * degree + 1)) for degree in range(DEGREES)]
 """tau_l, fragments of each degree after a layer: 12, 7, 6, 5, 4, 4, 4, 4, 3, 3, 3."""
 LAYERS = 5
 EPSILON = 1e-5
 
 
-def couplings(degrees_out: int = DEGREES) -> list[tuple[int, int, range]]:
-    """Unordered pairs (l1, l2), l2 <= l1 < DEGREES, and the degrees below `degrees_out` that they
-    couple to; pairs without any are left out."""
-    pairs = [(l1, l2) for l1 in range(DEGREES) for l2 in range(l1 + 1) if l1 - l2 < degrees_out]
+def couplings(
+    degrees: int = DEGREES, degrees_out: int | None = None
+) -> list[tuple[int, int, range]]:
+    """Unordered pairs (l1, l2), l2 <= l1 < degrees, and the degrees below `degrees_out` (by default
+    `degrees`) that they couple to; pairs without any are left out."""
+    degrees_out = degrees if degrees_out is None else degrees_out
+    pairs = [(l1, l2) for l1 in range(degrees) for l2 in range(l1 + 1) if l1 - l2 < degrees_out]
     return [(l1, l2, range(l1 - l2, min(l1 + l2 + 1, degrees_out))) for l1, l2 in pairs]
 
 
-def live_products(channels: Sequence[int]) -> list[np.ndarray]:
-    """For each l < DEGREES a mask (T_l,) of the products, T_l = sum of tau_l1 tau_l2 over the pairs
-    that couple to l: False where a fragment meets itself and l is odd. Coupling is antisymmetric
-    then, and the product 0."""
-    live: list[list[np.ndarray]] = [[] for _ in range(DEGREES)]
-    for l1, l2, degrees in couplings():
+def live_products(channels: Sequence[int], degrees_out: int | None = None) -> list[np.ndarray]:
+    """For each l < degrees_out a mask (T_l,) of the products of fragments, channels[l] of degree l,
+    T_l = sum of tau_l1 tau_l2 over the pairs that couple to l: False where a fragment meets itself
+    and l is odd. Coupling is antisymmetric then, and the product 0."""
+    pairs = couplings(len(channels), degrees_out)
+    live: list[list[np.ndarray]] = [[] for _ in range(degrees_out or len(channels))]
+    for l1, l2, degrees in pairs:
         for degree in degrees:
             mask = np.ones((channels[l1], channels[l2]), dtype=bool)
             if l1 == l2 and degree % 2:
@@ -57,13 +60,13 @@ class CGProduct(nn.Module):
 
     h^l_m = sum over m1 + m2 = m of <l1 m1 l2 m2 | l m> f^l1_m1 f^l2_m2.
 
-    Shapes: for each l < DEGREES (2 l + 1, tau_l, batch) -> for each l < degrees_out
+    Shapes: for each l < degrees (2 l + 1, tau_l, batch) -> for each l < degrees_out
     (2 l + 1, T_l, batch), see `live_products`.
     """
 
-    def __init__(self, degrees_out: int = DEGREES) -> None:
+    def __init__(self, degrees: int = DEGREES, degrees_out: int | None = None) -> None:
         super().__init__()
-        self.pairs = couplings(degrees_out)
+        self.pairs = couplings(degrees, degrees_out)
         self.operators = nn.ModuleList(_coupling_operator(*pair) for pair in self.pairs)
 
     def forward(self, fragments: Sequence[Tensor]) -> list[Tensor]:
@@ -92,15 +95,19 @@ class FragmentMix(nn.Module):
     batches so far, this one included; no gradient flows through it. Real and imaginary parts of W
     are drawn from U(0, 0.05).
 
-    Shapes: (2 l + 1, T_l, batch) -> (2 l + 1, CHANNELS[l], batch) for each degree given, l = 0, 1,
-    ...; there are weights for all l < DEGREES, and those of degrees not given have no effect.
+    Args:
+        in_channels: fragments of each degree that the products are made of.
+        channels: fragments of each degree that come out; may have fewer degrees.
+
+    Shapes: (2 l + 1, T_l, batch) -> (2 l + 1, channels[l], batch) for each degree given, l = 0, 1,
+    ...; there are weights for all of `channels`, and those of degrees not given have no effect.
     """
 
-    def __init__(self, in_channels: Sequence[int]) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: Sequence[int] = CHANNELS) -> None:
         super().__init__()
-        live = live_products(in_channels)
+        live = live_products(in_channels, len(channels))
         self.products = [len(mask) for mask in live]
-        self.weights = [tau * n for tau, n in zip(CHANNELS, self.products, strict=True)]
+        self.weights = [tau * n for tau, n in zip(channels, self.products, strict=True)]
         self.weight = nn.Parameter(torch.empty(sum(self.weights), 2))
         nn.init.uniform_(self.weight, 0, 0.05)
         self.register_buffer("live", as_buffer(np.concatenate(live)), persistent=False)
@@ -122,7 +129,66 @@ class FragmentMix(nn.Module):
         return mixed
 
 
-class FFS2CNN(nn.Module):
+class FragmentNet(nn.Module):
+    """Harmonic coefficients of signals on the sphere, layers of products and mixing, and as
+    invariants the fragments of degree 0 of all of them. Only they are read of the last layer, and
+    only they are computed.
+
+    Args:
+        bandwidth: b, of the signals' grid.
+        channels: of the signals.
+        layers: fragments of each degree after each layer; all but the last, which may have fewer,
+            and the coefficients have as many degrees.
+
+    Shapes: (batch, channels, 4 b^2), points of the grid latlon<b>, -> invariants (batch, I), I =
+    twice the number of fragments of degree 0.
+    """
+
+    def __init__(self, bandwidth: int, channels: int, layers: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        degrees = len(layers[0])
+        self.shape = (channels, 4 * bandwidth**2)
+        self.sizes = [2 * degree + 1 for degree in range(degrees)]
+        analysis = s2_analysis(bandwidth, degrees)
+        analysis = as_buffer(np.stack([analysis.real, analysis.imag]))
+        self.register_buffer("analysis", analysis, persistent=False)
+        self.product = CGProduct(degrees)
+        self.last_product = CGProduct(degrees, degrees_out=1)
+        inputs = [[channels] * degrees, *layers[:-1]]
+        self.mixes = nn.ModuleList(map(FragmentMix, inputs, layers))
+        self.n_invariants = 2 * (channels + sum(layer[0] for layer in layers))
+
+    def invariants(self, x: Tensor) -> Tensor:
+        """Real and imaginary parts of all fragments of degree 0, (batch, n_invariants); never in
+        half precision, for which polynomials of degree 2^layers are too much (and complex numbers
+        not made).
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return self.scalars(self.coefficients(x))
+
+    def coefficients(self, x: Tensor) -> list[Tensor]:
+        """a_lm = integral of f conj(Y_lm) over the sphere: for each l (2 l + 1, channels, batch).
+
+        Raises:
+            ValueError: if x is not (batch, channels, 4 b^2).
+        """
+        if x.shape[1:] != self.shape:
+            shape = f"(batch, {self.shape[0]}, {self.shape[1]})"
+            raise ValueError(f"FFS2CNN wants an input of shape {shape}, not {tuple(x.shape)}")
+        parts = torch.einsum("ckp,bip->kibc", self.analysis, x).contiguous()
+        return list(torch.view_as_complex(parts).split(self.sizes))
+
+    def scalars(self, fragments: list[Tensor]) -> Tensor:
+        """The invariants of a signal given by its coefficients."""
+        scalars = [fragments[0][0]]
+        for mix in self.mixes:
+            product = self.last_product if mix is self.mixes[-1] else self.product
+            fragments = mix(product(fragments))
+            scalars.append(fragments[0][0])
+        return torch.view_as_real(torch.cat(scalars).T.contiguous()).flatten(1)
+
+
+class FFS2CNN(FragmentNet):
     """Classifier of signals on the sphere: coefficients of degrees 0..10, five layers of products
     and mixing, the fragments of degree 0 of all of them, batch norm, 256 hidden units with dropout.
     285,772 parameters at any level; 53,766 of them, the last layer's weights for degrees above 0,
@@ -136,23 +202,15 @@ class FFS2CNN(nn.Module):
     """
 
     def __init__(self, level: int = 4, n_classes: int = 10, dropout: float = 0.5) -> None:
-        super().__init__()
         bandwidth = round(30 * 2.0 ** (level - 4))
         if bandwidth < DEGREES:
             raise ValueError(
                 f"FFS2CNN needs degrees up to {DEGREES - 1}: level must be at least 3, not {level}"
             )
-        self.points = 4 * bandwidth**2
-        analysis = s2_analysis(bandwidth, DEGREES)
-        analysis = as_buffer(np.stack([analysis.real, analysis.imag]))
-        self.register_buffer("analysis", analysis, persistent=False)
-        self.product, self.last_product = CGProduct(), CGProduct(degrees_out=1)
-        inputs = [[1] * DEGREES] + [CHANNELS] * (LAYERS - 1)
-        self.mixes = nn.ModuleList(FragmentMix(channels) for channels in inputs)
-        invariants = 2 * (1 + LAYERS * CHANNELS[0])
+        super().__init__(bandwidth, 1, [CHANNELS] * LAYERS)
         self.head = nn.Sequential(
-            nn.BatchNorm1d(invariants),
-            nn.Linear(invariants, 256),
+            nn.BatchNorm1d(self.n_invariants),
+            nn.Linear(self.n_invariants, 256),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
             nn.Linear(256, n_classes),
@@ -160,30 +218,6 @@ class FFS2CNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.invariants(x))
-
-    def invariants(self, x: Tensor) -> Tensor:
-        """Real and imaginary parts of all fragments of degree 0, (batch, 122); never in half
-        precision, for which polynomials of degree 32 are too much (and complex numbers not made).
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            return self.scalars(self.coefficients(x))
-
-    def coefficients(self, x: Tensor) -> list[Tensor]:
-        """a_lm = integral of f conj(Y_lm) over the sphere: for each l < 11 (2 l + 1, 1, batch)."""
-        if x.shape[1:] != (1, self.points):
-            shape = f"(batch, 1, {self.points})"
-            raise ValueError(f"FFS2CNN wants an input of shape {shape}, not {tuple(x.shape)}")
-        parts = torch.einsum("ckp,bip->kibc", self.analysis, x).contiguous()
-        return list(torch.view_as_complex(parts).split(SIZES))
-
-    def scalars(self, fragments: list[Tensor]) -> Tensor:
-        """The invariants of a signal given by its coefficients."""
-        scalars = [fragments[0][0]]
-        for mix in self.mixes:
-            product = self.last_product if mix is self.mixes[-1] else self.product
-            fragments = mix(product(fragments))
-            scalars.append(fragments[0][0])
-        return torch.view_as_real(torch.cat(scalars).T.contiguous()).flatten(1)
 
 
 def _coupling_operator(l1: int, l2: int, degrees: range) -> SparseOperator:
