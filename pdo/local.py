@@ -65,11 +65,13 @@ class Derivatives(nn.Module):
         """The transpose of `of`: adds what a chunk of gradients (chunk, sum of R_m, K) gives the
         vertices near it to `total` (V, N, K)."""
         near = self.neighbours[chunk].flatten()
-        for block, (rows, columns) in zip(self._blocks(grad, chunk), self.groups, strict=True):
+        parts = []
+        for block, (rows, _) in zip(self._blocks(grad, chunk), self.groups, strict=True):
             part = grad if len(self.groups) == 1 else grad[:, rows]
-            around = torch.bmm(block.transpose(1, 2), part).to(total.dtype)
-            around = around.view(len(near), -1, total.shape[2])
-            total[:, columns].index_add_(0, near, around)
+            around = torch.bmm(block.transpose(1, 2), part)
+            parts.append(around.view(len(near), -1, total.shape[2]))
+        around = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        total.index_add_(0, near, around.to(total.dtype))
 
     def _blocks(self, x: Tensor, chunk: slice) -> list[Tensor]:
         blocks = (getattr(self, f"block{i}") for i in range(len(self.groups)))
@@ -180,7 +182,7 @@ def mix(derived: Tensor, weights: Sequence[Tensor], out: Tensor) -> None:
 def mix_transposed(grad: Tensor, transposed: Sequence[Tensor], out: Tensor) -> Tensor:
     """The transpose of `mix`: gradients of the derivatives, into `out` (V, R C, B)."""
     for w, (_, columns, rows) in zip(transposed, _orders([w.t() for w in transposed]), strict=True):
-        torch.bmm(w.expand(len(grad), -1, -1), grad[:, rows], out=out[:, columns])
+        out[:, columns] = torch.bmm(w.expand(len(grad), -1, -1), grad[:, rows])
     return out
 
 
