@@ -55,18 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--threads", type=int, default=1, help="CPU threads")
     one.add_argument("--no-tracking", action="store_true", help="leave MLflow alone")
 
-    for name, action, text in (
-        ("tables", _tables, "build the tables from the runs there are"),
-        ("record", _record, "copy finished runs and tables to results/recorded"),
-    ):
-        sub = add(name, action, text)
-        sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
-        if action is _tables:
-            sub.add_argument(
-                "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
-            )
+    tables = add("tables", _tables, "build the tables from the runs there are")
+    recorded = add("record", _record, "copy finished runs and tables to results/recorded")
     robust = add("robustness", _robustness, "table and figures: rotations of trained networks")
-    robust.add_argument("--protocol", default="default", help="name in config/, or JSON")
+    for sub in (tables, recorded, robust):
+        sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
+    tables.add_argument(
+        "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
+    )
     robust.add_argument("--rotations", type=int, default=8, help="random rotations")
     robust.add_argument("--digits", type=int, default=100, help="signals of each kind")
     robust.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")

@@ -30,7 +30,7 @@ from bench import checkpoint, tracking
 from bench.checkpoint import Progress
 from bench.config import RunConfig
 from bench.errors import RunError
-from bench.precision import autocast, mixed_precision
+from bench.precision import autocast, precision
 from bench.provenance import peak_memory_gb, provenance
 from bench.registry import MODELS
 from bench.seeds import derive
@@ -72,14 +72,14 @@ def train(
     optimizer = _optimizer(run, model)
     saved = folder / "checkpoint.pt"
     progress = Progress(run.hash, run.canonical_json())
-    best = {name: value.clone() for name, value in model.state_dict().items()}
+    best = _weights(model)
     if saved.exists():
         progress, best = checkpoint.load(saved, run, model, optimizer)
         log.info("%s goes on at epoch %d, step %d", run.key, progress.epoch + 1, progress.step)
     with atomic_path(folder / "config.yaml") as path:
         path.write_text(yaml.safe_dump(run.model_dump(), sort_keys=False))
     facts = provenance(run, device, task.facts)
-    facts["precision"] = "bfloat16" if mixed_precision(device, run.train.amp) else "float32"
+    facts["precision"] = precision(device, run.train.amp)
 
     with (
         tracking.track(results, run.key, run.model_dump(), facts, enabled=track) as tracked,
@@ -101,7 +101,7 @@ def train(
             score = outputs.scores[task.metric] * (1 if task.higher_is_better else -1)
             if score > progress.best_score:
                 progress.best_score, progress.best_epoch = score, progress.epoch
-                best = {name: value.clone() for name, value in model.state_dict().items()}
+                best = _weights(model)
             progress.history.append(row)
             keep()
             _write_history(folder / "history.csv", progress.history)
@@ -283,6 +283,11 @@ def _build(run: RunConfig) -> nn.Module:
         return MODELS[run.task, run.network].build(level=run.data.level, **run.options)
     except (TypeError, ValueError) as error:
         raise RunError(f"{run.model} cannot be built from its options: {error}") from error
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the network's state as it is now."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def _optimizer(run: RunConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -13,6 +13,11 @@ def mixed_precision(device: torch.device, wanted: bool) -> bool:
     return wanted and bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
+def precision(device: torch.device, wanted: bool) -> str:
+    """What training multiplies in, for the record."""
+    return "bfloat16" if mixed_precision(device, wanted) else "float32"
+
+
 def autocast(device: torch.device, wanted: bool) -> torch.autocast:
     """Mixed precision in a `with` block, see `mixed_precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision(device, wanted))

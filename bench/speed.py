@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.convergence import fit_order
-from bench.precision import autocast, mixed_precision
+from bench.precision import autocast, precision
 from bench.provenance import peak_memory_gb
 from bench.registry import MODELS
 from data_prep.grids import grid_points
@@ -235,10 +235,8 @@ def measure_networks(level: int, repeats: int) -> list[Row]:
         memory = in_fresh_process(peak_memory, name, level, torch.get_num_threads())
         ms = 1e3 * seconds[name] / NETWORK_BATCH
         amp = MODELS["spherical_mnist", name].recipe.get("amp", False)
-        precision = "bfloat16" if mixed_precision(torch.device("cpu"), amp) else "float32"
-        rows.append(
-            {"network": name, "precision": precision, "ms a digit": ms, "peak memory GB": memory}
-        )
+        row = {"network": name, "precision": precision(torch.device("cpu"), amp)}
+        rows.append(row | {"ms a digit": ms, "peak memory GB": memory})
     return rows
 
 
