@@ -104,7 +104,7 @@ class AtomSum(nn.Module):
         """Sum of phi over the atoms of each molecule: (B, 150)."""
         own = molecules.charges[:, None]
         signals = molecules.signals / (own * self.elements)[:, :, None]
-        invariants = self.atoms(signals)
+        invariants = self.atoms(signals).to(signals.dtype)
         with full_precision(invariants):
             element = (own == self.elements).to(invariants.dtype)
             features = self.phi(torch.cat([invariants, element], dim=1))

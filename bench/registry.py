@@ -8,10 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from baselines.coulomb_mlp import CoulombMLP
 from baselines.ffs2cnn import FFS2CNN
+from baselines.ffs2cnn_molecules import MoleculeFFS2CNN
 from baselines.hexrunet import HexRUNetC
 from baselines.icosahedral_cnn import IcosahedralCNN
+from baselines.pdo_molecules import MoleculePDOeS2CNN
 from baselines.s2cnn import S2CNN
+from baselines.s2cnn_molecules import MoleculeS2CNN
 from baselines.spherenet import SphereNet
 from baselines.ugscnn import UGSCNN
 from bench.errors import unknown
@@ -157,6 +161,52 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
         },
     ),
     ("spherical_mnist", "PDO-eS2CNN-large"): ModelEntry(pdo_es2cnn_large, recipe=OURS),
+    ("qm7", "MLP-random-CM"): ModelEntry(
+        CoulombMLP,
+        grid="none",
+        recipe={
+            "epochs": 300,
+            "batch_size": 25,
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-4,
+            "schedule": "one_cycle",
+        },
+    ),
+    ("qm7", "S2CNN"): ModelEntry(
+        MoleculeS2CNN,
+        grid="latlon10",
+        recipe={
+            "epochs": 30,
+            "batch_size": 8,
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "schedule": "step",
+            "step_epochs": 10,
+            "step_factor": 0.1,
+        },
+    ),
+    ("qm7", "FFS2CNN"): ModelEntry(
+        MoleculeFFS2CNN,
+        grid="latlon10",
+        recipe={
+            "epochs": 30,
+            "batch_size": 32,
+            "optimizer": "adam",
+            "learning_rate": 5e-4,
+            "weight_decay": 1e-5,
+            "schedule": "constant",
+        },
+    ),
+    ("qm7", "PDO-eS2CNN"): ModelEntry(
+        MoleculePDOeS2CNN,
+        recipe={
+            "epochs": 30,
+            "batch_size": 32,
+            "learning_rate": 3e-3,
+            "weight_decay": 1e-4,
+            "schedule": "one_cycle",
+        },
+    ),
 }
 
 

@@ -126,7 +126,7 @@ def test_parameter_counts_are_the_published_ones(level: int) -> None:
 
 
 def test_card_states_the_count_and_the_claims() -> None:
-    path = Path(baselines.__file__).parent / "cards" / "HexRUNet-C.yaml"
+    path = Path(baselines.__file__).parent / "cards" / "spherical_mnist" / "HexRUNet-C.yaml"
     card = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert card["parameters"]["counted"] == count(HexRUNetC())
     claims = {claim["setting"]: claim["value"] for claim in card["claims"]}
