@@ -71,6 +71,7 @@ class ModelConfig(Strict):
         "its name",
     )
     train: TrainChanges = Field(default_factory=TrainChanges, description="keys to replace")
+    n_train: int | None = Field(None, description="training samples; null: as data says")
     options: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the network's constructor"
     )
@@ -252,7 +253,7 @@ def _resolve(protocol: ProtocolConfig, task: str, model: str, setting: str, seed
         setting=setting,
         seed=seed,
         base_seed=protocol.base_seed,
-        data=config.data,
+        data=_data(config, special, model),
         train=validated(
             TrainConfig,
             {**entry.recipe, **_given(config.train), **_given(special.train)},
@@ -260,6 +261,14 @@ def _resolve(protocol: ProtocolConfig, task: str, model: str, setting: str, seed
         ),
         options=special.options,
     )
+
+
+def _data(config: TaskConfig, special: ModelConfig, model: str) -> Data:
+    """The task's, with the model's own number of training samples if it has one."""
+    if special.n_train is None:
+        return config.data
+    changed = config.data.model_dump() | {"n_train": special.n_train}
+    return validated(type(config.data), changed, f"data of {model}")
 
 
 def _network(config: TaskConfig, model: str) -> str:

@@ -61,6 +61,7 @@ class MoleculeData(Strict):
         ge=10,
         description="molecules of the training folds, validation included; null: all of them",
     )
+    n_test: int | None = Field(None, ge=10, description="molecules of the test fold; null: all")
     power: Literal[1, 2] = Field(
         1, description="of the distance in the potentials (the paper: 1, its released code: 2)"
     )

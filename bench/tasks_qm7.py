@@ -24,7 +24,7 @@ class QM7:
     The test set of setting fold<k> is the published fold k. Of the other four, in an order drawn
     from the data's seed and k, every tenth molecule is held out for validation; with fewer training
     molecules (`n_train`) the first ones of that order are taken, so that smaller sets are parts of
-    larger ones.
+    larger ones. So do the first of an order of the test fold make a smaller test set (`n_test`).
     """
 
     metric = TASKS["qm7"].metric
@@ -47,15 +47,15 @@ class QM7:
         signals = folder / "signals.npy"
         self.signals = None if grid == "none" else np.load(signals, mmap_mode="r")
         fold = int(run.setting.removeprefix("fold"))
-        order = np.random.default_rng((run.data.seed, fold)).permutation(
-            np.flatnonzero(fold_of != fold)
-        )[: run.data.n_train]
+        rng = np.random.default_rng((run.data.seed, fold))
+        order = rng.permutation(np.flatnonzero(fold_of != fold))[: run.data.n_train]
+        test = np.sort(rng.permutation(np.flatnonzero(fold_of == fold))[: run.data.n_test])
         self.tests = columns_of(run.task, run.setting)
         held_out = np.arange(len(order)) % 10 == 0
         self.sets: dict[str, np.ndarray] = {
             "train": np.sort(order[~held_out]),
             "validation": np.sort(order[held_out]),
-            **{column: np.flatnonzero(fold_of == fold) for column in self.tests},
+            **dict.fromkeys(self.tests, test),
         }
         digest = hashlib.sha256()
         for chosen in self.sets.values():

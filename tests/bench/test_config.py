@@ -9,6 +9,7 @@ import yaml
 from bench import config
 from bench.config import load_protocol, parse_protocol, planned_runs, protocol_file
 from bench.errors import ConfigError
+from bench.registry import FOLDS
 from tests.conftest import tiny_protocol, tiny_run
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -35,6 +36,27 @@ def test_protocols_keep_their_promises():
     assert data["workstation"].n_test is None and sizes["workstation"].seeds == 3
     assert sizes["default"].seeds == 2 and "NOT THE PAPER" in sizes["default"].notice
     assert data["test"].source == "synthetic" and "not MNIST" in sizes["test"].notice
+
+
+def test_protocols_train_on_molecules_too():
+    tasks = {n: load_protocol(CONFIG / f"{n}.yaml").tasks["qm7"] for n in PROTOCOLS}
+    for name, task in tasks.items():
+        runs = [r for r in planned_runs(load_protocol(CONFIG / f"{name}.yaml")) if r.task == "qm7"]
+        assert {r.model for r in runs} == set(config.models_of("qm7"))
+        assert task.data.source == ("synthetic" if name == "test" else "qm7")
+        folds = {r.setting for r in runs}
+        assert folds == ({"fold0"} if name in ("test", "default") else set(FOLDS))
+    assert all(r.data.n_train is None for r in runs), "the paper's protocol takes all molecules"
+
+
+def test_a_model_may_have_its_own_number_of_training_samples():
+    tree = tiny_protocol()
+    tree["tasks"]["spherical_mnist"]["model"] = {"UGSCNN": {"n_train": 60}}
+    sizes = {r.model: r.data.n_train for r in planned_runs(parse_protocol(tree))}
+    assert sizes.pop("UGSCNN") == 60 and 60 not in sizes.values()
+    tree["tasks"]["spherical_mnist"]["model"] = {"UGSCNN": {"n_train": 3}}
+    with pytest.raises(ConfigError, match=r"data of UGSCNN\.n_train: input should be greater"):
+        parse_protocol(tree)
 
 
 def test_ablation_has_a_row_for_each_choice():
@@ -105,7 +127,7 @@ def spoilt(path: str, value: object) -> dict:
         (
             "tasks.qm7.data.n_tests",
             3,
-            "key in configuration.tasks.qm7.data 'n_tests': did you mean 'n_train",
+            "key in configuration.tasks.qm7.data 'n_tests': did you mean 'n_test'",
         ),
         ("tasks.qm7.data.power", 3, "data.power: input should be 1 or 2"),
         ("tasks.qm7.data.n_synthetic", 52, "n_synthetic: input should be a multiple of 5"),

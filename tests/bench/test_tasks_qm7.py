@@ -114,6 +114,13 @@ def test_smaller_training_sets_are_parts_of_larger_ones(data):
     assert other.facts["split_sha256"] != large.facts["split_sha256"]
 
 
+def test_smaller_test_sets_are_parts_of_the_fold(data):
+    small, whole = QM7(run_of(n_test=10), data), QM7(run_of(), data)
+    assert small.size("5-fold") == 10 and whole.size("5-fold") == 12
+    assert set(small.sets["5-fold"]) < set(whole.sets["5-fold"])
+    np.testing.assert_array_equal(small.sets["train"], whole.sets["train"])
+
+
 def test_a_batch_holds_the_atoms_of_its_molecules(data):
     task, raw = QM7(run_of("fold2"), data), synthetic_molecules(N)
     molecules, energies = task.batch("train", np.array([7, 3]))

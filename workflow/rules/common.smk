@@ -96,6 +96,7 @@ def preparation_options(wildcards):
     data = PROTOCOL.tasks["spherical_mnist"].data
     options = f"--seed {data.seed} --rotation-chunk {data.rotation_chunk}"
     options += " --legacy-bilinear" if data.legacy_bilinear else ""
-    if data.source == "synthetic":
-        return f"{options} --synthetic {data.n_train} {data.n_test}"
+    if wildcards.source != "mnist":
+        _, n_train, n_test = wildcards.source.split("-")
+        return f"{options} --synthetic {n_train} {n_test}"
     return f"{options} --raw data/raw/mnist"
