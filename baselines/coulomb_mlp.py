@@ -14,8 +14,8 @@ from pdo.precision import full_precision
 MAX_ATOMS = 23
 REALISATIONS = 10
 INPUTS = 2_150
-"""Room for the binarised features: their number depends on the training molecules and is about
-2,090; weights of the rest never move."""
+"""Room for the binarised features of QM7: their number depends on the training molecules and is
+about 2,090; weights of the rest never move."""
 
 
 def coulomb_matrices(molecules: Molecules) -> Tensor:
@@ -74,13 +74,15 @@ class CoulombMLP(nn.Module):
 
     Args:
         level: of the task's meshes; without effect, there are no signals.
+        inputs: room for the features; other molecules than those of QM7 may need more.
 
     Shapes: Molecules of B molecules -> (B,), kcal/mol.
     """
 
-    def __init__(self, level: int = 2) -> None:
+    def __init__(self, level: int = 2, inputs: int = INPUTS) -> None:
         super().__init__()
-        sizes = (INPUTS, 400, 100, 1)
+        self.inputs = inputs
+        sizes = (inputs, 400, 100, 1)
         linear = [nn.Linear(m, n) for m, n in itertools.pairwise(sizes)]
         for layer in linear:
             nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
@@ -88,10 +90,10 @@ class CoulombMLP(nn.Module):
         nn.init.zeros_(linear[-1].weight)
         self.network = nn.Sequential(linear[0], ScaledTanh(), linear[1], ScaledTanh(), linear[2])
         self.register_buffer("draws", _draws(), persistent=False)
-        self.register_buffer("entry", torch.zeros(INPUTS, dtype=torch.int64))
-        self.register_buffer("threshold", torch.zeros(INPUTS))
-        self.register_buffer("center", torch.zeros(INPUTS))
-        self.register_buffer("gain", torch.ones(INPUTS))
+        self.register_buffer("entry", torch.zeros(inputs, dtype=torch.int64))
+        self.register_buffer("threshold", torch.zeros(inputs))
+        self.register_buffer("center", torch.zeros(inputs))
+        self.register_buffer("gain", torch.ones(inputs))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 
@@ -111,15 +113,15 @@ class CoulombMLP(nn.Module):
         highest = torch.stack([e.amax(dim=0) for e in entries]).amax(dim=0)
         steps = highest.ceil().long() + 1
         used = int(steps.sum())
-        if used > INPUTS:
-            raise ValueError(f"{used} features do not fit {INPUTS} inputs")
+        if used > self.inputs:
+            raise ValueError(f"{used} features do not fit {self.inputs} inputs: give it more")
         entry = torch.arange(len(steps), device=steps.device).repeat_interleave(steps)
         first = (steps.cumsum(0) - steps)[entry]
         self.entry[:used] = entry
         self.threshold[:used] = (torch.arange(used, device=steps.device) - first).to(matrices.dtype)
 
         self.center.zero_()
-        self.gain.copy_(torch.arange(INPUTS, device=steps.device) < used)
+        self.gain.copy_(torch.arange(self.inputs, device=steps.device) < used)
         moments = [self.features(e).double() for e in entries]
         center = sum(f.mean(dim=0) for f in moments) / REALISATIONS
         power = sum((f - center).square().sum() for f in moments)
@@ -128,7 +130,7 @@ class CoulombMLP(nn.Module):
         self.gain.div_((power / count).sqrt())
 
     def features(self, entries: Tensor) -> Tensor:
-        """(B, 276) -> (B, INPUTS)."""
+        """(B, 276) -> (B, inputs)."""
         binary = torch.tanh(entries[:, self.entry] - self.threshold)
         return (binary - self.center) * self.gain
 

@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     tables = add("tables", _tables, "build the tables from the runs there are")
     recorded = add("record", _record, "copy finished runs and tables to results/recorded")
     robust = add("robustness", _robustness, "table and figures: rotations of trained networks")
-    for sub in (tables, recorded, robust):
+    energies = add("energies", _energies, "figures of QM7: learning curve, parity")
+    for sub in (tables, recorded, robust, energies):
         sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
     tables.add_argument(
         "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
@@ -66,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     robust.add_argument("--rotations", type=int, default=8, help="random rotations")
     robust.add_argument("--digits", type=int, default=100, help="signals of each kind")
     robust.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
-    robust.add_argument("--out", type=Path, default=Path("results/tables"))
+    for sub in (robust, energies):
+        sub.add_argument("--out", type=Path, default=Path("results/tables"))
     add("sync", _sync, "make MLflow agree with the files").add_argument(
         "--lenient", type=Path, help="write the outcome to this file and do not fail"
     )
@@ -147,6 +149,13 @@ def _robustness(options: argparse.Namespace) -> None:
     for path in write_robustness(
         protocol, options.results, options.data, options.out, options.digits, options.rotations
     ):
+        print(path)
+
+
+def _energies(options: argparse.Namespace) -> None:
+    from bench.energies import write_energies
+
+    for path in write_energies(_protocol(options.protocol), options.results, options.out):
         print(path)
 
 

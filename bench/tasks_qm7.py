@@ -69,9 +69,17 @@ class QM7:
 
     def fit(self, model: nn.Module) -> None:
         """Show the network the training molecules, without signals, and their energies, from which
-        it takes its statistics; the loss is in units of its `scale`."""
+        it takes its statistics; the loss is in units of its `scale`.
+
+        Raises:
+            RunError: if the network cannot take these molecules.
+        """
         chosen = self.sets["train"]
-        model.fit(self._molecules(chosen, None), torch.from_numpy(self.energies[chosen]))
+        molecules, energies = self._molecules(chosen, None), self.energies[chosen]
+        try:
+            model.fit(molecules, torch.from_numpy(energies))
+        except ValueError as error:
+            raise RunError(f"the network cannot take these molecules: {error}") from error
         self.scale = float(model.scale)
 
     def size(self, name: str) -> int:

@@ -1,0 +1,129 @@
+"""What a protocol's networks of atomization energies learned: error against the size of the
+training set, and predictions against energies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+
+from bench.config import ProtocolConfig, RunConfig, planned_runs
+from bench.errors import RunError
+from bench.registry import TASKS
+from bench.tables import command, read_metrics
+from data_prep.files import atomic_path
+
+TASK = "qm7"
+
+
+def finished(protocol: ProtocolConfig, results: Path) -> list[RunConfig]:
+    """Runs of the task that have ended and did not diverge.
+
+    Raises:
+        RunError: if there are none.
+    """
+    runs = [run for run in planned_runs(protocol) if run.task == TASK]
+    ended = [(run, read_metrics(results, run)) for run in runs]
+    found = [run for run, metrics in ended if metrics and metrics["status"] == "finished"]
+    if not found:
+        raise RunError(
+            f"no finished run of {TASK} in protocol {protocol.protocol}: run "
+            f"`{command(protocol)}` first"
+        )
+    return found
+
+
+def errors(protocol: ProtocolConfig, results: Path) -> pd.DataFrame:
+    """One row a run: row of the table, network, fold, seed, molecules trained on, and the errors on
+    the test fold in kcal/mol."""
+    rows = []
+    for run in finished(protocol, results):
+        folder, metrics = results / "runs" / run.key, read_metrics(results, run)
+        facts = json.loads((folder / "provenance.json").read_text())
+        rows.append(
+            {
+                "model": run.model,
+                "network": run.network,
+                "setting": run.setting,
+                "seed": run.seed,
+                "trained_on": facts["data"]["counts"]["train"],
+                **metrics["test"]["5-fold"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_energies(protocol: ProtocolConfig, results: Path, out: Path) -> list[Path]:
+    """Write energies.csv (`errors`), learning_curve.png and parity.png into `out`; the paths."""
+    matplotlib.use("Agg")
+    found = errors(protocol, results)
+    paths = [out / name for name in ("energies.csv", "learning_curve.png", "parity.png")]
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(paths[0]) as path:
+        found.to_csv(path, index=False, lineterminator="\n")
+    with atomic_path(paths[1]) as path:
+        _learning_curve(found, path)
+    with atomic_path(paths[2]) as path:
+        _parity(predictions(protocol, results), path)
+    return paths
+
+
+def predictions(protocol: ProtocolConfig, results: Path) -> dict[str, np.ndarray]:
+    """By row of the table: energies of the test molecules and what was predicted, of all its runs,
+    (n, 2) in kcal/mol."""
+    found: dict[str, list[np.ndarray]] = {}
+    for run in finished(protocol, results):
+        with np.load(results / "runs" / run.key / "predictions.npz") as file:
+            pair = (file["5-fold_targets"], file["5-fold_predictions"])
+        found.setdefault(run.model, []).append(np.stack(pair, axis=1).astype(float))
+    return {model: np.concatenate(pairs) for model, pairs in found.items()}
+
+
+def _learning_curve(found: pd.DataFrame, path: Path) -> None:
+    """Of each network: mean error over folds and seeds, and its range, by molecules trained on."""
+    metric = TASKS[TASK].metric
+    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    for network, rows in found.groupby("network", sort=False):
+        groups = rows.groupby("trained_on")[metric]
+        mean = groups.mean()
+        spread = [mean - groups.min(), groups.max() - mean]
+        axes.errorbar(mean.index, mean, yerr=spread, marker="o", capsize=3, label=network)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("molecules trained on")
+    axes.set_ylabel("RMSE on the test fold in kcal/mol")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=90, format="png")
+    plt.close(figure)
+
+
+def _parity(found: dict[str, np.ndarray], path: Path) -> None:
+    """Predicted against measured energies, and below what is between them."""
+    figure, axes = plt.subplots(
+        2,
+        len(found),
+        figsize=(1 + 3 * len(found), 5.5),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        height_ratios=(2, 1),
+        layout="constrained",
+    )
+    for (top, bottom), (model, pairs) in zip(axes.T, found.items(), strict=True):
+        energies, predicted = pairs.T
+        rmse = np.sqrt(np.mean((predicted - energies) ** 2))
+        top.plot(energies, predicted, ".", ms=2, alpha=0.5)
+        top.axline((energies.mean(), energies.mean()), slope=1, color="k", lw=0.6)
+        top.set_title(f"{model}: RMSE {rmse:.2f}", fontsize="medium")
+        bottom.plot(energies, predicted - energies, ".", ms=2, alpha=0.5)
+        bottom.axhline(0, color="k", lw=0.6)
+        bottom.set_xlabel("energy in kcal/mol")
+    axes[0, 0].set_ylabel("predicted")
+    axes[1, 0].set_ylabel("predicted - energy")
+    figure.savefig(path, dpi=90, format="png")
+    plt.close(figure)
