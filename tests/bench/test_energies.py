@@ -77,7 +77,7 @@ def test_command_writes_table_and_figures(results, tmp_path):
 
 def test_molecules_that_a_network_cannot_take_are_one_line(results):
     run = planned_runs(protocol())[0].model_copy(update={"options": {"inputs": 100}})
-    with pytest.raises(RunError, match="cannot take these molecules: .* do not fit 100 inputs"):
+    with pytest.raises(RunError, match=r"cannot take these molecules: .* do not fit 100 inputs"):
         train(run, results, results.parent / "data", torch.device("cpu"), track=False)
 
 
