@@ -17,11 +17,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from typing_extensions import TypedDict
 
-from bench.data import DigitData, MoleculeData, Strict
+from bench.data import DigitData, MoleculeData, StanfordData, Strict, SyntheticRoomsData
 from bench.errors import ConfigError, unknown
 from bench.registry import MODELS, TASKS, models_of, settings_of
 
-Data = DigitData | MoleculeData
+Data = DigitData | MoleculeData | StanfordData | SyntheticRoomsData
 """A resolved run has all keys of one of them, so there is no doubt which it is."""
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
@@ -108,6 +108,18 @@ class MoleculesConfig(TaskConfig):
     data: MoleculeData = Field(default_factory=MoleculeData, description="molecules, potentials")
 
 
+class StanfordConfig(TaskConfig):
+    """Table 2."""
+
+    data: StanfordData = Field(default_factory=StanfordData, description="panoramas")
+
+
+class SyntheticRoomsConfig(TaskConfig):
+    """Table 2s: the same networks on SyntheticRooms."""
+
+    data: SyntheticRoomsData = Field(default_factory=SyntheticRoomsData, description="panoramas")
+
+
 class TasksConfig(TypedDict, total=False):
     """The tasks of a protocol by name; only those that are there are run."""
 
@@ -115,6 +127,8 @@ class TasksConfig(TypedDict, total=False):
 
     spherical_mnist: DigitsConfig
     qm7: MoleculesConfig
+    stanford_2d3ds: StanfordConfig
+    synthetic_rooms: SyntheticRoomsConfig
 
 
 class ProtocolConfig(Strict):
@@ -131,7 +145,12 @@ class ProtocolConfig(Strict):
         "table says so",
     )
     tasks: TasksConfig = Field(
-        default_factory=lambda: {"spherical_mnist": DigitsConfig(), "qm7": MoleculesConfig()},
+        default_factory=lambda: {
+            "spherical_mnist": DigitsConfig(),
+            "qm7": MoleculesConfig(),
+            "synthetic_rooms": SyntheticRoomsConfig(),
+            "stanford_2d3ds": StanfordConfig(),
+        },
         description="by task name",
     )
 

@@ -81,3 +81,39 @@ class MoleculeData(Strict):
         if source == "synthetic":
             source = f"synthetic-{self.n_synthetic}-seed{self.seed}"
         return f"qm7/{source}-power{self.power}-{self.radius}-{self.self_exclusion}/{grid}"
+
+
+class RoomData(Strict):
+    """What both tasks of omnidirectional segmentation have in common."""
+
+    level: int = Field(
+        5, ge=3, le=6, description="icosphere level; planar images of 8 * 2^level rows follow it"
+    )
+    n_test: int | None = Field(None, ge=1, description="test panoramas of a fold; null: all")
+    n_train: int | None = Field(
+        None, ge=10, description="training panoramas of a fold, validation included; null: all"
+    )
+    seed: int = Field(0, ge=0, description="of rotations, validation split and synthetic rooms")
+
+
+class StanfordData(RoomData):
+    """Which panoramas of 2D-3D-S a run sees."""
+
+    accept_terms: bool = Field(
+        False, description="the data set's terms of use have been read and accepted"
+    )
+
+    def folder(self, grid: str) -> str:
+        """Where the prepared signals stand, below the data folder."""
+        return f"stanford_2d3ds/seed{self.seed}/{grid}"
+
+
+class SyntheticRoomsData(RoomData):
+    """Which panoramas of SyntheticRooms a run sees."""
+
+    n_panoramas: int = Field(600, ge=14, description="panoramas in all areas")
+    height: int = Field(256, ge=32, description="rows of a panorama; it has twice as many columns")
+
+    def folder(self, grid: str) -> str:
+        """Where the prepared signals stand, below the data folder."""
+        return f"synthetic_rooms/{self.n_panoramas}-{self.height}-seed{self.seed}/{grid}"

@@ -26,19 +26,25 @@ from pdo.networks import pdo_es2cnn_large, pdo_es2cnn_small
 class TaskEntry:
     """A table of the paper.
 
+    table: its number, and the name of its files: table<number>.csv.
     settings: what the training set is; each has its own runs. All models have these.
     columns: the table's settings (what is trained on/tested on, or one name for both), and of each
         the training settings whose runs it is the mean of.
-    metric: what the table shows and validation selects by.
+    metrics: what the table shows; validation selects by the first.
     averaged_over: what differs between the runs of a column.
     """
 
-    table: int
+    table: str
     settings: tuple[str, ...]
     columns: dict[str, tuple[str, ...]]
-    metric: str
+    metrics: tuple[str, ...]
     higher_is_better: bool = True
     averaged_over: str = "seeds"
+
+    @property
+    def metric(self) -> str:
+        """What validation selects by."""
+        return self.metrics[0]
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,37 @@ class ModelEntry:
 
 
 FOLDS = tuple(f"fold{k}" for k in range(5))
+AREA_FOLDS = ("fold1", "fold2", "fold3")
+
+
+def _segmentation(table: str) -> TaskEntry:
+    """Upright training, tested on upright and on rotated panoramas."""
+    return TaskEntry(
+        table=table,
+        settings=AREA_FOLDS,
+        columns={"3-fold": AREA_FOLDS, "3-fold rotated": AREA_FOLDS},
+        metrics=("mean_iou_percent", "mean_accuracy_percent"),
+        averaged_over="folds and seeds",
+    )
+
 
 TASKS: dict[str, TaskEntry] = {
     "spherical_mnist": TaskEntry(
-        table=1,
+        table="1",
         settings=("N", "R"),
         columns={"N/N": ("N",), "N/R": ("N",), "R/R": ("R",), "Omni": ("Omni",)},
-        metric="accuracy_percent",
+        metrics=("accuracy_percent",),
     ),
     "qm7": TaskEntry(
-        table=3,
+        table="3",
         settings=FOLDS,
         columns={"5-fold": FOLDS},
-        metric="rmse_kcal_per_mol",
+        metrics=("rmse_kcal_per_mol",),
         higher_is_better=False,
         averaged_over="folds and seeds",
     ),
+    "stanford_2d3ds": _segmentation("2"),
+    "synthetic_rooms": _segmentation("2s"),
 }
 
 OURS = {

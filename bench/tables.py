@@ -34,6 +34,16 @@ COLUMNS = [
     "protocol",
 ]
 
+NOT_CLAIMED = "not claimed"
+
+METRICS = {
+    "accuracy_percent": "accuracy",
+    "rmse_kcal_per_mol": "RMSE",
+    "mean_accuracy_percent": "mAcc",
+    "mean_iou_percent": "mIoU",
+}
+"""What a metric is called in headings."""
+
 
 def read_claims(path: Path = CLAIMS) -> pd.DataFrame:
     """The published numbers, one row for each table, model, metric and setting (`split`); `note`
@@ -61,7 +71,7 @@ def build_table(
     protocol: ProtocolConfig, task: str, results: Path, empty: str = "no result"
 ) -> pd.DataFrame:
     """COLUMNS, `diverged` (a count), `note` (of the claim) and `empty` (why there may be no
-    measurement), one row for each model and setting of the table that it has.
+    measurement), one row for each model, and setting and metric of the table that it has.
 
     measured_std is the sample standard deviation over the runs of the column (seeds; of QM7 folds
     and seeds); ci95_half_width that of the two-sided 95 % t-interval of the mean,
@@ -77,26 +87,27 @@ def build_table(
             if not mine:
                 continue
             found = [m for m in (read_metrics(results, run) for run in mine) if m is not None]
-            values = [m["test"][column][entry.metric] for m in found if m["status"] == "finished"]
-            key = (model, entry.metric, column)
-            claim = claims.loc[key] if key in claims.index else None
-            rows.append(
-                {
-                    "model": model,
-                    "setting": column,
-                    "metric": entry.metric,
-                    "claim_mean": math.nan if claim is None else claim["mean"],
-                    "claim_std": math.nan if claim is None else claim["std"],
-                    **summarise(values),
-                    "n_planned": len(mine),
-                    "params_claim": _params_claim(claims, model),
-                    "params_measured": found[0]["parameters"] if found else None,
-                    "protocol": protocol.protocol,
-                    "diverged": sum(m["status"] == "diverged" for m in found),
-                    "note": "" if claim is None else claim["note"],
-                    "empty": empty,
-                }
-            )
+            for metric in entry.metrics:
+                values = [m["test"][column][metric] for m in found if m["status"] == "finished"]
+                key = (model, metric, column)
+                claim = claims.loc[key] if key in claims.index else None
+                rows.append(
+                    {
+                        "model": model,
+                        "setting": column,
+                        "metric": metric,
+                        "claim_mean": math.nan if claim is None else claim["mean"],
+                        "claim_std": math.nan if claim is None else claim["std"],
+                        **summarise(values),
+                        "n_planned": len(mine),
+                        "params_claim": _params_claim(claims, model),
+                        "params_measured": found[0]["parameters"] if found else None,
+                        "protocol": protocol.protocol,
+                        "diverged": sum(m["status"] == "diverged" for m in found),
+                        "note": "" if claim is None else claim["note"],
+                        "empty": empty,
+                    }
+                )
     table = pd.DataFrame(rows, columns=[*COLUMNS, "diverged", "note", "empty"])
     for name in ("params_claim", "params_measured"):
         table[name] = table[name].astype("Int64")
@@ -104,18 +115,19 @@ def build_table(
 
 
 def by_setting(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
-    """All metrics of each training setting (fold), mean over its seeds, as text; empty where no
-    column of the table is the mean of several settings."""
+    """All metrics of each training setting (fold) in each column that is the mean of several, mean
+    over its seeds, as text; empty where there is no such column."""
     columns = {c: s for c, s in TASKS[task].columns.items() if len(s) > 1}
     rows = []
     for run in planned_runs(protocol):
         metrics = read_metrics(results, run) if run.task == task else None
         for column, settings in columns.items():
             if metrics and metrics["status"] == "finished" and run.setting in settings:
-                rows.append({"model": run.model, "setting": run.setting} | metrics["test"][column])
+                head = {"model": run.model, "setting": run.setting, "column": column}
+                rows.append(head | metrics["test"][column])
     if not rows:
         return pd.DataFrame()
-    groups = pd.DataFrame(rows).groupby(["model", "setting"], sort=False)
+    groups = pd.DataFrame(rows).groupby(["model", "setting", "column"], sort=False)
     frame = groups.mean().map("{:.2f}".format)
     return frame.assign(runs=groups.size()).reset_index()
 
@@ -170,7 +182,8 @@ def command(protocol: ProtocolConfig) -> str:
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
     """For reading: one row a model, claim and measurement side by side, as text. In a setting that
-    only some models have, the cells of the others name those."""
+    only some models have, the cells of the others name those. Claims stand in no column where
+    nobody claims anything."""
     rows: dict[str, dict[str, str]] = {}
     for row in table.itertuples():
         cells = rows.setdefault(
@@ -180,14 +193,22 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
                 "parameters (ours)": _count(row.params_measured),
             },
         )
-        cells[f"{row.setting} claim"] = _claim(row, notes(table))
-        cells[f"{row.setting} ours"] = _measured(row)
+        cells[f"{_column(row, table)} claim"] = _claim(row, notes(table))
+        cells[f"{_column(row, table)} ours"] = _measured(row)
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.name = "model"
-    for setting, models in table.groupby("setting")["model"]:
-        columns = [f"{setting} claim", f"{setting} ours"]
-        frame[columns] = frame[columns].fillna(f"{', '.join(models)} only")
-    return frame.reset_index()
+    for _, group in table.groupby(["setting", "metric"]):
+        name, models = _column(group.iloc[0], table), ", ".join(group["model"])
+        columns = [f"{name} claim", f"{name} ours"]
+        frame[columns] = frame[columns].fillna(f"{models} only")
+    unclaimed = [c for c in frame if c.endswith(" claim") and (frame[c] == NOT_CLAIMED).all()]
+    return frame.drop(columns=unclaimed).reset_index()
+
+
+def _column(row: Any, table: pd.DataFrame) -> str:
+    """Heading of a setting, and of a metric where the table has several."""
+    several = table["metric"].nunique() > 1
+    return f"{row.setting} {METRICS[row.metric]}" if several else row.setting
 
 
 def long(table: pd.DataFrame) -> pd.DataFrame:
@@ -196,7 +217,7 @@ def long(table: pd.DataFrame) -> pd.DataFrame:
         [
             {
                 "model": row.model,
-                "setting": row.setting,
+                "setting": _column(row, table),
                 "claim": _claim(row, notes(table)),
                 "ours": _plus_minus(row.measured_mean, row.measured_std) or row.empty,
                 "seeds": _seeds(row),
@@ -283,8 +304,8 @@ th:first-child, td:first-child { text-align: left }
 
 def _title(protocol: ProtocolConfig, task: str) -> str:
     entry = TASKS[task]
-    metric = entry.metric if entry.higher_is_better else f"{entry.metric}, lower is better"
-    return f"Table {entry.table}: {task} ({metric}), protocol {protocol.protocol}"
+    metrics = ", ".join(entry.metrics) + ("" if entry.higher_is_better else ", lower is better")
+    return f"Table {entry.table}: {task} ({metrics}), protocol {protocol.protocol}"
 
 
 def _meaning(task: str) -> str:
@@ -308,7 +329,7 @@ def _plus_minus(mean: float, std: float) -> str:
 
 
 def _claim(row: Any, notes: list[str]) -> str:
-    text = _plus_minus(row.claim_mean, row.claim_std) or "not claimed"
+    text = _plus_minus(row.claim_mean, row.claim_std) or NOT_CLAIMED
     return f"{text} [{notes.index(row.note) + 1}]" if row.note else text
 
 

@@ -16,6 +16,7 @@ from bench.config import RunConfig
 from bench.errors import RunError
 from bench.registry import MODELS, TASKS, columns_of
 from bench.tasks_qm7 import QM7
+from bench.tasks_rooms import Rooms
 from data_prep.spherical_mnist import stratified_subset
 
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
@@ -113,4 +114,9 @@ class SphericalMNIST:
         return {self.metric: 100 * float(np.mean(predictions == targets))}
 
 
-TASK_CLASSES = {"spherical_mnist": SphericalMNIST, "qm7": QM7}
+TASK_CLASSES = {
+    "spherical_mnist": SphericalMNIST,
+    "qm7": QM7,
+    "stanford_2d3ds": Rooms,
+    "synthetic_rooms": Rooms,
+}

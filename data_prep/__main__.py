@@ -1,4 +1,4 @@
-"""Command line: `python -m data_prep fetch mnist|qm7`, `... spherical-mnist`, `... qm7`."""
+"""Command line of the data: `python -m data_prep fetch`, and a command for each data set."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import argparse
 import logging
 import signal
 import sys
+from dataclasses import fields
 
 from data_prep.files import DataError
 from data_prep.mnist import fetch_mnist
 from data_prep.qm7 import fetch_qm7
+from data_prep.room_signals import Quirks
+from data_prep.room_signals import prepare as prepare_rooms
 from data_prep.spherical_mnist import prepare
 from data_prep.spherical_qm7 import RADII
 from data_prep.spherical_qm7 import prepare as prepare_qm7
 from data_prep.synthetic_digits import synthetic_digits
 from data_prep.synthetic_molecules import synthetic_molecules
+from data_prep.synthetic_rooms import generate
 
 FETCH = {"mnist": fetch_mnist, "qm7": fetch_qm7}
 
@@ -76,6 +80,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--self-exclusion", choices=["index", "nearest"], default="index")
     command.set_defaults(run=_qm7)
+
+    command = commands.add_parser("synthetic-rooms", help="generate panoramas of furnished rooms")
+    command.add_argument("--out", required=True, help="folder")
+    command.add_argument("--panoramas", type=int, default=600)
+    command.add_argument("--height", type=int, default=256, help="rows; twice as many columns")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--workers", type=int, default=1, help="processes")
+    command.set_defaults(run=_synthetic_rooms)
+
+    command = commands.add_parser("rooms", help="sample panoramas, of 2D-3D-S or generated")
+    command.add_argument("--raw", required=True, help="folder that holds area_1 and so on")
+    command.add_argument("--grid", required=True, help="for example icosphere5 or planar5")
+    command.add_argument("--out", required=True, help="folder")
+    command.add_argument("--seed", type=int, default=0, help="of the random rotations")
+    command.add_argument("--workers", type=int, default=1, help="processes")
+    for quirk in fields(Quirks):
+        command.add_argument(
+            f"--{quirk.name.replace('_', '-')}", action="store_true", help="see `Quirks`"
+        )
+    command.set_defaults(run=_rooms)
     return parser
 
 
@@ -104,6 +128,15 @@ def _qm7(options: argparse.Namespace) -> None:
     prepare_qm7(
         raw, options.grid, options.out, options.power, options.radius, options.self_exclusion
     )
+
+
+def _synthetic_rooms(options: argparse.Namespace) -> None:
+    generate(options.out, options.panoramas, options.height, options.seed, options.workers)
+
+
+def _rooms(options: argparse.Namespace) -> None:
+    quirks = Quirks(**{field.name: getattr(options, field.name) for field in fields(Quirks)})
+    prepare_rooms(options.raw, options.grid, options.out, options.seed, quirks, options.workers)
 
 
 if __name__ == "__main__":
