@@ -102,10 +102,21 @@ class StanfordData(RoomData):
     accept_terms: bool = Field(
         False, description="the data set's terms of use have been read and accepted"
     )
+    missing_as_clutter: bool = Field(
+        False, description="points that show nothing count as clutter (the published planar U-Net)"
+    )
+    black_as_unknown: bool = Field(
+        False, description="points where a colour is 0 count as unknown (Eder et al. 2020)"
+    )
+    missing_depth_far: bool = Field(
+        False, description="points without depth are far away (published), not at depth 0"
+    )
 
     def folder(self, grid: str) -> str:
         """Where the prepared signals stand, below the data folder."""
-        return f"stanford_2d3ds/seed{self.seed}/{grid}"
+        quirks = ("missing_as_clutter", "black_as_unknown", "missing_depth_far")
+        variant = "".join(f"-{quirk}" for quirk in quirks if getattr(self, quirk))
+        return f"stanford_2d3ds/seed{self.seed}{variant}/{grid}"
 
 
 class SyntheticRoomsData(RoomData):

@@ -8,6 +8,7 @@ import signal
 import sys
 from dataclasses import fields
 
+from data_prep.fetch_stanford import fetch_stanford
 from data_prep.files import DataError
 from data_prep.mnist import fetch_mnist
 from data_prep.qm7 import fetch_qm7
@@ -40,8 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("fetch", help="download and verify raw data")
-    command.add_argument("dataset", choices=list(FETCH))
+    command.add_argument("dataset", choices=[*FETCH, "stanford"])
     command.add_argument("--out", help="folder (default data/raw/<dataset>)")
+    command.add_argument(
+        "--accept-terms", action="store_true", help="of 2D-3D-S; without it the command says where"
+    )
     command.set_defaults(run=_fetch)
 
     command = commands.add_parser("spherical-mnist", help="project digits onto the sphere")
@@ -104,7 +108,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    FETCH[options.dataset](options.out or f"data/raw/{options.dataset}")
+    folder = options.out or f"data/raw/{options.dataset}"
+    if options.dataset == "stanford":
+        fetch_stanford(folder, options.accept_terms)
+    else:
+        FETCH[options.dataset](folder)
 
 
 def _spherical_mnist(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from bench.config import parse_protocol, planned_runs
 from bench.registry import MODELS, TASKS
-from data_prep.qm7 import why_not_available
+from data_prep import fetch_stanford, qm7
 
 try:
     PROTOCOL = parse_protocol(config)
@@ -36,12 +36,15 @@ THREADS = (
 # Data that cannot be had must not stop the other tables, so the sources are asked before planning,
 # at every start anew; nothing is downloaded here. By task: each source, and why it failed.
 UNAVAILABLE = {}
-if (
-    "qm7" in PROTOCOL.tasks
-    and PROTOCOL.tasks["qm7"].data.source == "qm7"
-    and (failures := why_not_available("data/raw/qm7"))
-):
-    UNAVAILABLE["qm7"] = failures
+if "qm7" in PROTOCOL.tasks and PROTOCOL.tasks["qm7"].data.source == "qm7":
+    UNAVAILABLE["qm7"] = qm7.why_not_available("data/raw/qm7")
+STANFORD_ACCEPTED = False
+if "stanford_2d3ds" in PROTOCOL.tasks:
+    STANFORD_ACCEPTED = PROTOCOL.tasks["stanford_2d3ds"].data.accept_terms
+    UNAVAILABLE["stanford_2d3ds"] = fetch_stanford.why_not_available(
+        "data/raw/stanford", STANFORD_ACCEPTED
+    )
+UNAVAILABLE = {task: failures for task, failures in UNAVAILABLE.items() if failures}
 
 TABLE_RUNS = [key for key, run in RUNS.items() if run.task not in UNAVAILABLE]
 REQUIRED = (
@@ -100,3 +103,8 @@ def preparation_options(wildcards):
         _, n_train, n_test = wildcards.source.split("-")
         return f"{options} --synthetic {n_train} {n_test}"
     return f"{options} --raw data/raw/mnist"
+
+
+def quirk_options(wildcards):
+    quirks = wildcards.quirks.split("-")[1:]
+    return " ".join("--" + quirk.replace("_", "-") for quirk in quirks)

@@ -9,6 +9,10 @@ wildcard_constraints:
     power=r"[12]",
     radius="half|whole",
     exclusion="index|nearest",
+    n=r"\d+",
+    height=r"\d+",
+    seed=r"\d+",
+    quirks=r"(-[a-z_]+)*",
 
 
 rule fetch_mnist:
@@ -62,3 +66,57 @@ rule prepare_qm7:
         "python -m data_prep qm7 {params.source} --grid {wildcards.grid} --power {wildcards.power}"
         " --radius {wildcards.radius} --self-exclusion {wildcards.exclusion}"
         " --out $(dirname {output}) 2>&1 | tee {log}"
+
+
+rule generate_synthetic_rooms:
+    output:
+        "data/raw/synthetic_rooms/{n}-{height}-seed{seed}/synthetic_rooms.json",
+    log:
+        "results/logs/generate_synthetic_rooms/{n}-{height}-seed{seed}.log",
+    threads: 2 * THREADS
+    shell:
+        "python -m data_prep synthetic-rooms --panoramas {wildcards.n} --height {wildcards.height}"
+        " --seed {wildcards.seed} --workers {threads} --out $(dirname {output}) 2>&1 | tee {log}"
+
+
+rule prepare_synthetic_rooms:
+    input:
+        ancient(rules.generate_synthetic_rooms.output),
+    output:
+        "data/synthetic_rooms/{n}-{height}-seed{seed}/{grid}/card.json",
+    log:
+        "results/logs/prepare_synthetic_rooms/{n}-{height}-seed{seed}/{grid}.log",
+    threads: 2 * THREADS
+    shell:
+        "python -m data_prep rooms --raw $(dirname {input}) --grid {wildcards.grid}"
+        " --seed {wildcards.seed} --workers {threads} --out $(dirname {output}) 2>&1 | tee {log}"
+
+
+# The areas are outputs of no rule: Snakemake would delete them when a download is interrupted.
+rule fetch_stanford:
+    output:
+        touch("data/raw/stanford/complete"),
+    log:
+        "results/logs/fetch_stanford.log",
+    localrule: True
+    params:
+        accept="--accept-terms" if STANFORD_ACCEPTED else "",
+    shell:
+        "python -m data_prep fetch stanford {params.accept} --out data/raw/stanford"
+        " 2>&1 | tee {log}"
+
+
+rule prepare_stanford:
+    input:
+        ancient(rules.fetch_stanford.output),
+    output:
+        "data/stanford_2d3ds/seed{seed}{quirks}/{grid}/card.json",
+    log:
+        "results/logs/prepare_stanford/seed{seed}{quirks}/{grid}.log",
+    threads: 2 * THREADS
+    params:
+        quirks=quirk_options,
+    shell:
+        "python -m data_prep rooms --raw data/raw/stanford --grid {wildcards.grid}"
+        " --seed {wildcards.seed} {params.quirks} --workers {threads} --out $(dirname {output})"
+        " 2>&1 | tee {log}"

@@ -1,0 +1,141 @@
+"""SyntheticRooms: closed-form views of single boxes, and what the rooms hold."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_prep.grids import pixel_directions
+from data_prep.ray_caster import Box, cast
+from data_prep.room_scenes import camera_positions, draw_room
+from data_prep.room_signals import prepare
+from data_prep.stanford import (
+    AREAS,
+    LABELS,
+    MISSING,
+    MISSING_DEPTH,
+    class_of_index,
+    panoramas,
+    read_depth,
+    read_labels,
+    read_rgb,
+)
+from data_prep.synthetic_rooms import generate, panoramas_by_area
+
+SHELL_SIZE = np.array([4.0, 5.0, 3.0])
+GREY = (0.5, 0.5, 0.5)
+
+
+def shell():
+    x, y, z = SHELL_SIZE
+    sides = [
+        ((-1, -1, -1), (0, y + 1, z + 1)),
+        ((x, -1, -1), (x + 1, y + 1, z + 1)),
+        ((-1, -1, -1), (x + 1, 0, z + 1)),
+        ((-1, y, -1), (x + 1, y + 1, z + 1)),
+        ((-1, -1, -1), (x + 1, y + 1, 0)),
+        ((-1, -1, z), (x + 1, y + 1, z + 1)),
+    ]
+    return [Box(low, high, 12, k, GREY) for k, (low, high) in enumerate(sides)]
+
+
+def turned(yaw, rows):
+    directions = pixel_directions(rows)
+    c, s = np.cos(yaw), np.sin(yaw)
+    return directions @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("yaw", [0.0, 1.0, 4.0])
+def test_an_empty_room_is_seen_at_the_distance_of_its_walls(yaw):
+    camera = np.array([1.0, 2.0, 1.5])
+    view = cast(shell(), [], np.zeros((0, 3)), camera, yaw, 48)
+    directions = turned(yaw, 48)
+    wall = np.where(directions > 0, SHELL_SIZE, 0.0)
+    exact = ((wall - camera) / directions).min(axis=1)
+    np.testing.assert_allclose(view.distance.ravel(), exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("yaw", [0.0, 2.0, 3.1, 5.5])
+def test_a_box_is_seen_where_it_is(yaw):
+    """Against the slab test on all rays, with no windows."""
+    camera, low, high = (
+        np.array([1.0, 2.0, 1.5]),
+        np.array([2.0, 1.0, 0.2]),
+        np.array([3.0, 4.0, 1.0]),
+    )
+    others = [
+        Box((0.2, 4.0, 0.0), (0.8, 4.8, 2.9), 7, 10, GREY),
+        Box((0, 1.5, 2.7), (4, 2.5, 3), 1, 11, GREY),
+    ]
+    boxes = [Box(tuple(low), tuple(high), 11, 9, GREY), *others]
+    view = cast(shell(), boxes, np.zeros((0, 3)), camera, yaw, 64)
+    directions = turned(yaw, 64)
+    expected = np.full(len(directions), np.inf)
+    for box in (*shell(), *boxes):
+        a, b = (np.array(box.low) - camera) / directions, (np.array(box.high) - camera) / directions
+        near, far = np.minimum(a, b).max(axis=1), np.maximum(a, b).min(axis=1)
+        hit = (near > 0) & (near <= far)
+        expected = np.where(hit & (near < expected), near, expected)
+    difference = np.abs(view.distance.ravel() - expected) / expected
+    assert (difference < 1e-3).mean() > 0.999  # but for rays along an edge
+    assert {6, 7, 8} <= set(np.unique(view.box))
+
+
+def test_light_falls_off_as_said():
+    camera = np.array([2.0, 2.5, 1.0])
+    lamp = np.array([[2.0, 2.5, 2.9]])
+    view = cast(shell(), [], lamp, camera, 0.0, 64)
+    below = view.colour[-1].mean()  # the floor under the lamp, 2.9 m away
+    assert below == pytest.approx(0.5 * (0.35 + 1 / (1 + 2.9**2 / 4)), abs=0.01)
+
+
+def test_rooms_have_their_things_inside_and_cameras_outside_of_them():
+    for seed in range(20):
+        room = draw_room(np.random.default_rng(seed), np.random.default_rng(1000 + seed))
+        for box in room.boxes:
+            low, high = np.array(box.low), np.array(box.high)
+            assert (low < high).all() and (low > -1e-9).all()
+            assert (high < np.array(room.size) + 0.5).all()
+        for camera in camera_positions(room, 2, np.random.default_rng(seed)):
+            inside = [(camera > b.low).all() and (camera < b.high).all() for b in room.boxes]
+            assert not any(inside)
+
+
+def test_layout_classes_and_missing_pixels(tmp_path):
+    generate(tmp_path, n=28, height=64, seed=3, workers=2)
+    found, classes = panoramas(tmp_path), class_of_index(tmp_path)
+    assert len(found) == 28 and {p.area for p in found} == set(AREAS)
+    counts, gone = np.zeros(15, int), []
+    for panorama in found:
+        rgb, depth = read_rgb(panorama.rgb), read_depth(panorama.depth)
+        labels = read_labels(panorama.semantic, classes)
+        assert rgb.shape == (64, 128, 3) and depth.shape == labels.shape == (64, 128)
+        counts += np.bincount(labels.ravel(), minlength=15)
+        missing = labels == MISSING
+        assert (rgb[missing] == 0).all() and (rgb[~missing] > 0).all()
+        assert (depth[missing] == MISSING_DEPTH).all()
+        gone.append(missing.any())
+        assert 0.1 < depth[depth < MISSING_DEPTH].min() / 512 < 3
+    assert (counts[1:14] > 0).all(), dict(zip(LABELS, counts, strict=True))
+    assert 0 < sum(gone) < 28
+    prepare(tmp_path, "icosphere3", tmp_path / "out")
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert card["dataset"] == "SyntheticRooms"
+
+
+def test_a_seed_gives_the_same_panoramas_however_many_workers(tmp_path):
+    for name, workers, seed in (("a", 1, 0), ("b", 2, 0), ("c", 1, 1)):
+        generate(tmp_path / name, n=14, height=32, seed=seed, workers=workers)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.png"))
+    assert len(files) == 42
+    same = [(tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files]
+    other = [(tmp_path / "a" / f).read_bytes() == (tmp_path / "c" / f).read_bytes() for f in files]
+    assert all(same) and not any(o for f, o in zip(files, other, strict=True) if "_rgb" in f.name)
+
+
+def test_areas_have_their_shares():
+    counts = panoramas_by_area(1413)
+    assert counts == [190, 299, 85, 258, 143, 230, 208]
+    assert sum(panoramas_by_area(600)) == 600 and min(panoramas_by_area(14)) == 2
+    with pytest.raises(ValueError, match="at least 14 panoramas"):
+        generate("nowhere", n=5)
