@@ -53,10 +53,10 @@ def north_aligned_neighbours(atlas: Atlas) -> sparse.csr_array:
         entries += [(alpha, rows + 1 + m, this), (1 - alpha, rows + 1 + m, following)]
     values, rows, columns = (np.concatenate(part) for part in zip(*entries, strict=True))
     shape = (7 * len(vertex), len(atlas.mesh))
-    return sparse.csr_array((values, (rows, columns)), shape=shape) @ _pixels_to_vertices(atlas)
+    return sparse.csr_array((values, (rows, columns)), shape=shape) @ pixels_to_vertices(atlas)
 
 
-def _pixels_to_vertices(atlas: Atlas) -> sparse.csr_array:
+def pixels_to_vertices(atlas: Atlas) -> sparse.csr_array:
     """Values at all vertices from those at the pixels, (V, P)."""
     number = np.arange(atlas.pixels.size).reshape(atlas.pixels.shape)
     at_poles = np.concatenate([number[:, 0, 0], number[:, -1, -1]])  # the neighbours of N, of S
@@ -95,29 +95,33 @@ class ChartMaxPool(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """relu(main(x) + shortcut(x)), pooled to the next coarser mesh, which is that of `atlas`.
+    """relu(main(x) + shortcut(x)) on the mesh of `atlas`; with `pool` the input is a level finer.
 
     main = 1x1, pool -> HexConv -> 1x1 and shortcut = 1x1, pool, each followed by batch norm and,
-    inside main, ReLU. The bottleneck is as wide as the input.
+    inside main, ReLU.
 
-    Shapes: (P, C_in, B) -> (P / 4, C_out, B).
+    Shapes: (P, C_in, B) -> (P, C_out, B), with `pool` (P / 4, C_out, B).
     """
 
-    def __init__(self, atlas: Atlas, in_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, atlas: Atlas, in_channels: int, neck: int, out_channels: int, pool: bool = True
+    ) -> None:
         super().__init__()
         self.main = nn.Sequential(
-            nn.Conv1d(in_channels, in_channels, 1),
-            ChartMaxPool(),
-            nn.BatchNorm1d(in_channels),
+            nn.Conv1d(in_channels, neck, 1),
+            ChartMaxPool() if pool else nn.Identity(),
+            nn.BatchNorm1d(neck),
             nn.ReLU(inplace=True),
-            HexConv(atlas, in_channels, in_channels),
-            nn.BatchNorm1d(in_channels),
+            HexConv(atlas, neck, neck),
+            nn.BatchNorm1d(neck),
             nn.ReLU(inplace=True),
-            nn.Conv1d(in_channels, out_channels, 1),
+            nn.Conv1d(neck, out_channels, 1),
             nn.BatchNorm1d(out_channels),
         )
         self.shortcut = nn.Sequential(
-            nn.Conv1d(in_channels, out_channels, 1), ChartMaxPool(), nn.BatchNorm1d(out_channels)
+            nn.Conv1d(in_channels, out_channels, 1),
+            ChartMaxPool() if pool else nn.Identity(),
+            nn.BatchNorm1d(out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,8 +148,8 @@ class HexRUNetC(nn.Module):
         self.vertices = len(fine.mesh)
         self.register_buffer("pixels", torch.from_numpy(fine.pixels.ravel()), persistent=False)
         self.stem = nn.Sequential(HexConv(fine, 1, 16), nn.ReLU(inplace=True))
-        self.block1 = ResBlock(middle, 16, 64)
-        self.block2 = ResBlock(coarse, 64, 256)
+        self.block1 = ResBlock(middle, 16, 16, 64)
+        self.block2 = ResBlock(coarse, 64, 64, 256)
         self.head = nn.Linear(256, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:

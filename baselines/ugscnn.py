@@ -39,26 +39,27 @@ class MeshConv(nn.Module):
         return self.mix(terms.transpose(0, 1).flatten(1))
 
 
-class DownBlock(nn.Module):
-    """Residual bottleneck that first restricts its input to the vertices of a coarser mesh.
+class ResBlock(nn.Module):
+    """Residual bottleneck that first restricts its input to the vertices of `mesh`, its own mesh or
+    a coarser one.
 
     relu(main(x) + shortcut(x)) with main = 1x1 -> MeshConv -> 1x1 and shortcut = 1x1, each followed
-    by batch norm and, inside main, ReLU. The bottleneck is as wide as the input.
+    by batch norm and, inside main, ReLU.
 
     Shapes: (V B, C_in) -> (V' B, C_out), V' vertices in `mesh`.
     """
 
-    def __init__(self, mesh: Icosphere, in_channels: int, out_channels: int) -> None:
+    def __init__(self, mesh: Icosphere, in_channels: int, neck: int, out_channels: int) -> None:
         super().__init__()
         self.vertices = len(mesh)
         self.main = nn.Sequential(
-            nn.Linear(in_channels, in_channels),
-            nn.BatchNorm1d(in_channels),
+            nn.Linear(in_channels, neck),
+            nn.BatchNorm1d(neck),
             nn.ReLU(inplace=True),
-            MeshConv(mesh, in_channels, in_channels),
-            nn.BatchNorm1d(in_channels),
+            MeshConv(mesh, neck, neck),
+            nn.BatchNorm1d(neck),
             nn.ReLU(inplace=True),
-            nn.Linear(in_channels, out_channels),
+            nn.Linear(neck, out_channels),
             nn.BatchNorm1d(out_channels),
         )
         # The original restricts after this 1x1; the two commute, and here fewer rows are mixed.
@@ -90,8 +91,8 @@ class UGSCNN(nn.Module):
         fine, middle, coarse = (Icosphere(level - step) for step in range(3))
         self.vertices = len(fine)
         self.stem = nn.Sequential(MeshConv(fine, 1, 16), nn.BatchNorm1d(16), nn.ReLU(inplace=True))
-        self.block1 = DownBlock(middle, 16, 64)
-        self.block2 = DownBlock(coarse, 64, 256)
+        self.block1 = ResBlock(middle, 16, 16, 64)
+        self.block2 = ResBlock(coarse, 64, 64, 256)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(256, n_classes))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,12 +12,17 @@ from baselines.coulomb_mlp import CoulombMLP
 from baselines.ffs2cnn import FFS2CNN
 from baselines.ffs2cnn_molecules import MoleculeFFS2CNN
 from baselines.hexrunet import HexRUNetC
+from baselines.hexrunet_unet import HexRUNet
 from baselines.icosahedral_cnn import IcosahedralCNN
+from baselines.icosahedral_unet import IcosahedralUNet
 from baselines.pdo_molecules import MoleculePDOeS2CNN
+from baselines.pdo_unet import PDOUNet
 from baselines.s2cnn import S2CNN
 from baselines.s2cnn_molecules import MoleculeS2CNN
 from baselines.spherenet import SphereNet
 from baselines.ugscnn import UGSCNN
+from baselines.ugscnn_unet import UGSCNNUNet
+from baselines.unet import UNet
 from bench.errors import unknown
 from pdo.networks import pdo_es2cnn_large, pdo_es2cnn_small
 
@@ -228,6 +233,76 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "schedule": "one_cycle",
         },
     ),
+}
+
+
+SEGMENTERS: dict[str, ModelEntry] = {
+    "UNet": ModelEntry(
+        UNet,
+        grid="planar{level}",
+        recipe={
+            "epochs": 200,
+            "batch_size": 16,
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "schedule": "step",
+            "step_epochs": 20,
+            "step_factor": 0.9,
+        },
+    ),
+    "UGSCNN": ModelEntry(
+        UGSCNNUNet,
+        recipe={
+            "epochs": 200,
+            "batch_size": 16,
+            "optimizer": "adam",
+            "learning_rate": 1e-2,
+            "schedule": "step",
+            "step_epochs": 20,
+            "step_factor": 0.9,
+        },
+    ),
+    "HexRUNet": ModelEntry(
+        HexRUNet,
+        recipe={
+            "epochs": 200,
+            "batch_size": 16,
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "schedule": "step",
+            "step_epochs": 20,
+            "step_factor": 0.9,
+        },
+    ),
+    "IcosahedralCNN": ModelEntry(
+        IcosahedralUNet,
+        recipe={
+            "epochs": 200,
+            "batch_size": 16,
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "schedule": "step",
+            "step_epochs": 20,
+            "step_factor": 0.9,
+        },
+    ),
+    "PDO-eS2CNN": ModelEntry(
+        PDOUNet,
+        recipe={
+            "epochs": 100,
+            "batch_size": 8,
+            "learning_rate": 5e-3,
+            "weight_decay": 1e-3,
+            "amp": True,
+        },
+    ),
+}
+"""Networks of omnidirectional segmentation, the same for 2D-3D-S and for SyntheticRooms."""
+
+MODELS |= {
+    (task, name): entry
+    for task in ("stanford_2d3ds", "synthetic_rooms")
+    for name, entry in SEGMENTERS.items()
 }
 
 

@@ -24,6 +24,7 @@ from pdo.stencils import (
     SMOOTHED,
     StencilSpec,
     fit_stencil,
+    midpoint_stencil,
     restrict,
     smoothing_stencil,
     without_transport,
@@ -120,6 +121,21 @@ class Pool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.operator is None:
             return x[: self.vertices].contiguous()
+        _, n, c, b = x.shape
+        return self.operator(x.reshape(-1, c * b)).view(-1, n, c, b)
+
+
+class Unpool(nn.Module):
+    """Linear interpolation on the next finer mesh (ours): a vertex keeps its fibre, the new one on
+    an edge has the mean of the two fibres at its ends, carried to it.
+    (V, N, C, B) -> (4 V - 6, N, C, B)."""
+
+    def __init__(self, coarse: Icosphere, mesh: Icosphere, orders: int) -> None:
+        super().__init__()
+        stencil = midpoint_stencil(coarse, default_frames(mesh))
+        self.operator = SparseOperator(transport_matrix(stencil, orders, len(mesh), len(coarse)))
+
+    def forward(self, x: Tensor) -> Tensor:
         _, n, c, b = x.shape
         return self.operator(x.reshape(-1, c * b)).view(-1, n, c, b)
 

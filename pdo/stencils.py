@@ -114,6 +114,17 @@ def smoothing_stencil(mesh: Icosphere, frames: np.ndarray, rings: int = 2) -> St
     return Stencil(rows, cols, weights[:, None], transport_angles(frames[rows], frames[cols]))
 
 
+def midpoint_stencil(coarse: Icosphere, frames: np.ndarray) -> Stencil:
+    """Values (one quantity) at the vertices of the next finer mesh, whose frames are given, from
+    those of `coarse`: the value itself, and at the new vertices, one on each edge, the mean of
+    the two ends."""
+    ends = coarse.edges.ravel()
+    new = len(coarse) + np.repeat(np.arange(len(coarse.edges)), 2)
+    rows, cols = np.concatenate([np.arange(len(coarse)), new]), np.r_[np.arange(len(coarse)), ends]
+    weights = np.where(rows == cols, 1.0, 0.5)[:, None]
+    return Stencil(rows, cols, weights, transport_angles(frames[rows], frames[cols]))
+
+
 def without_transport(stencil: Stencil) -> Stencil:
     """The stencil with all transport angles 0: it takes neighbouring frames as if they agreed."""
     return replace(stencil, angles=np.zeros_like(stencil.angles))

@@ -1,0 +1,36 @@
+"""What the networks of omnidirectional segmentation share."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from torch import Tensor
+
+from pdo.mesh import Icosphere
+
+CHANNELS = 4
+"""Red, green, blue, depth."""
+LABELS = 15
+"""13 classes, unknown (0) and missing (14)."""
+
+
+def checked(x: Tensor, points: int, name: str) -> Tensor:
+    """The input, if it has the right shape.
+
+    Raises:
+        ValueError: if it is not (batch, 4, points).
+    """
+    if x.dim() != 3 or x.shape[1:] != (CHANNELS, points):
+        raise ValueError(
+            f"{name} wants an input of shape (batch, {CHANNELS}, {points}), not {tuple(x.shape)}"
+        )
+    return x
+
+
+def midpoints(coarse: Icosphere) -> sparse.csr_array:
+    """Linear interpolation from a mesh to the next finer one, (V', V): a vertex keeps its value,
+    the new one on an edge has the mean of the two ends."""
+    edges = np.arange(len(coarse.edges))
+    ends = (np.full(2 * len(edges), 0.5), (np.repeat(edges, 2), coarse.edges.ravel()))
+    halves = sparse.csr_array(ends, shape=(len(edges), len(coarse)))
+    return sparse.vstack([sparse.eye_array(len(coarse)), halves], format="csr")
