@@ -6,7 +6,7 @@ from scipy.spatial import cKDTree
 
 from pdo.activation import FieldNormReLU
 from pdo.frames import default_frames, icosahedral_rotations, transport_angles
-from pdo.layers import InvariantReadout, PDOConv, Pool
+from pdo.layers import InvariantReadout, PDOConv, Pool, Unpool
 from pdo.mesh import Icosphere
 from pdo.networks import pdo_es2cnn_small
 from pdo.stencils import GAUSSIAN, PAPER, SMOOTHED
@@ -69,6 +69,13 @@ def test_linear_layers(turns, stencil, input_orders):
     out = layer(x)
     for turn, _ in turns:
         assert_same(layer(turn(x)), turn(out))
+
+
+def test_unpooling(turns):
+    unpool, x = Unpool(COARSE, FINE, ORDERS), random_field(ORDERS, COARSE)
+    want = unpool(x)
+    for fine, coarse in turns:
+        assert_same(unpool(coarse(x)), fine(want))
 
 
 def test_pooling(turns):
