@@ -59,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     recorded = add("record", _record, "copy finished runs and tables to results/recorded")
     robust = add("robustness", _robustness, "table and figures: rotations of trained networks")
     energies = add("energies", _energies, "figures of QM7: learning curve, parity")
-    for sub in (tables, recorded, robust, energies):
+    rooms = add("rooms", _rooms, "table and figures of segmentation: classes, panoramas")
+    rooms.add_argument("--task", default="synthetic_rooms", help="or stanford_2d3ds")
+    rooms.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
+    for sub in (tables, recorded, robust, energies, rooms):
         sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
     tables.add_argument(
         "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
@@ -67,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     robust.add_argument("--rotations", type=int, default=8, help="random rotations")
     robust.add_argument("--digits", type=int, default=100, help="signals of each kind")
     robust.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
-    for sub in (robust, energies):
+    for sub in (robust, energies, rooms):
         sub.add_argument("--out", type=Path, default=Path("results/tables"))
     add("sync", _sync, "make MLflow agree with the files").add_argument(
         "--lenient", type=Path, help="write the outcome to this file and do not fail"
@@ -156,6 +159,16 @@ def _energies(options: argparse.Namespace) -> None:
     from bench.energies import write_energies
 
     for path in write_energies(_protocol(options.protocol), options.results, options.out):
+        print(path)
+
+
+def _rooms(options: argparse.Namespace) -> None:
+    from bench.rooms import write_rooms
+
+    protocol = _protocol(options.protocol)
+    if options.task not in protocol.tasks:
+        raise unknown("task", options.task, protocol.tasks)
+    for path in write_rooms(protocol, options.task, options.results, options.data, options.out):
         print(path)
 
 

@@ -11,37 +11,19 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from bench.config import ProtocolConfig, RunConfig, planned_runs
-from bench.errors import RunError
+from bench.config import ProtocolConfig
 from bench.registry import TASKS
-from bench.tables import command, read_metrics
+from bench.tables import finished_runs, read_metrics
 from data_prep.files import atomic_path
 
 TASK = "qm7"
-
-
-def finished(protocol: ProtocolConfig, results: Path) -> list[RunConfig]:
-    """Runs of the task that have ended and did not diverge.
-
-    Raises:
-        RunError: if there are none.
-    """
-    runs = [run for run in planned_runs(protocol) if run.task == TASK]
-    ended = [(run, read_metrics(results, run)) for run in runs]
-    found = [run for run, metrics in ended if metrics and metrics["status"] == "finished"]
-    if not found:
-        raise RunError(
-            f"no finished run of {TASK} in protocol {protocol.protocol}: run "
-            f"`{command(protocol)}` first"
-        )
-    return found
 
 
 def errors(protocol: ProtocolConfig, results: Path) -> pd.DataFrame:
     """One row a run: row of the table, network, fold, seed, molecules trained on, and the errors on
     the test fold in kcal/mol."""
     rows = []
-    for run in finished(protocol, results):
+    for run in finished_runs(protocol, TASK, results):
         folder, metrics = results / "runs" / run.key, read_metrics(results, run)
         facts = json.loads((folder / "provenance.json").read_text())
         rows.append(
@@ -76,7 +58,7 @@ def predictions(protocol: ProtocolConfig, results: Path) -> dict[str, np.ndarray
     """By row of the table: energies of the test molecules and what was predicted, of all its runs,
     (n, 2) in kcal/mol."""
     found: dict[str, list[np.ndarray]] = {}
-    for run in finished(protocol, results):
+    for run in finished_runs(protocol, TASK, results):
         with np.load(results / "runs" / run.key / "predictions.npz") as file:
             pair = (file["5-fold_targets"], file["5-fold_predictions"])
         found.setdefault(run.model, []).append(np.stack(pair, axis=1).astype(float))

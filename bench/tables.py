@@ -67,6 +67,23 @@ def read_metrics(results: Path, run: RunConfig) -> dict[str, Any] | None:
     return metrics if metrics["config_hash"] == run.hash else None
 
 
+def finished_runs(protocol: ProtocolConfig, task: str, results: Path) -> list[RunConfig]:
+    """Runs of a task that have ended and did not diverge.
+
+    Raises:
+        RunError: if there are none.
+    """
+    runs = [run for run in planned_runs(protocol) if run.task == task]
+    ended = [(run, read_metrics(results, run)) for run in runs]
+    found = [run for run, metrics in ended if metrics and metrics["status"] == "finished"]
+    if not found:
+        raise RunError(
+            f"no finished run of {task} in protocol {protocol.protocol}: run "
+            f"`{command(protocol)}` first"
+        )
+    return found
+
+
 def build_table(
     protocol: ProtocolConfig, task: str, results: Path, empty: str = "no result"
 ) -> pd.DataFrame:

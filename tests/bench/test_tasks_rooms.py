@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from bench.__main__ import main
 from bench.config import parse_protocol, planned_runs
 from bench.engine import train
 from bench.errors import RunError
 from bench.registry import AREA_FOLDS, MODELS, ModelEntry
+from bench.rooms import class_table, confusions
 from bench.tables import build_table, wide, write_tables
 from bench.tasks_rooms import IGNORED, Rooms
 from data_prep.room_signals import prepare
-from data_prep.stanford import FOLDS, RGBD_MEAN, RGBD_STD
+from data_prep.stanford import FOLDS, LABELS, RGBD_MEAN, RGBD_STD
 from data_prep.synthetic_rooms import generate
 
 N = 28
@@ -142,6 +144,27 @@ def test_from_runs_to_table(data, tmp_path):
     paths = write_tables(plan, tmp_path)
     assert [p.name for p in paths] == [f"table2s.{s}" for s in ("csv", "md", "tex", "html")]
     assert "masked_mean_iou_percent" in paths[1].read_text()
+
+
+def test_classes_confusions_and_pictures(data, tmp_path):
+    plan = protocol()
+    for run in planned_runs(plan)[:2]:
+        train(run, tmp_path, data, torch.device("cpu"), track=False)
+    found = confusions(plan, "synthetic_rooms", tmp_path)
+    assert set(found) == {("UNet", "3-fold"), ("UNet", "3-fold rotated")}
+    points = sum(Rooms(run, data).size("3-fold") for run in planned_runs(plan)[:2]) * 642
+    assert all(matrix.sum() == points for matrix in found.values())
+    table = class_table(found)
+    assert list(table.columns[2:]) == [LABELS[k] for k in range(1, 14)]
+    given = ["--protocol", plan.model_dump_json(), "--results", str(tmp_path)]
+    out = tmp_path / "out"
+    assert main(["rooms", *given, "--data", str(data), "--out", str(out)]) == 0
+    kinds = sorted(path.name for path in out.iterdir())
+    assert kinds == [
+        f"synthetic_rooms_{name}"
+        for name in ("classes.csv", "classes.md", "confusion.png", "panoramas.png")
+    ]
+    assert main(["rooms", *given, "--task", "stanford_2d3ds", "--out", str(out)]) == 1
 
 
 def test_claims_of_2d3ds_stand_beside_its_table_alone(tmp_path):
