@@ -39,7 +39,7 @@ SHA256 = {
 """Of area_<k>_no_xyz.tar."""
 ENTRIES, CLUTTER_ENTRY = 9816, 3341
 """What semantic_labels.json is known by."""
-CHUNK = 1 << 20
+CHUNK = 1 << 16
 
 
 def fetch_stanford(folder: str | Path, accept_terms: bool = False) -> None:
