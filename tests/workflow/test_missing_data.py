@@ -1,4 +1,4 @@
-"""QM7 cannot be had: no mirror, and a proxy at which nobody listens for a network."""
+"""QM7 and 2D-3D-S cannot be had: no mirror, and a proxy at which nobody listens for a network."""
 
 import pytest
 
@@ -19,6 +19,7 @@ tasks:
     models: [UGSCNN]
     settings: [N]
   qm7: {}
+  stanford_2d3ds: {}
 """
 
 
@@ -33,6 +34,8 @@ def test_other_tables_are_made_and_the_exit_status_is_the_protocols_choice(proje
     missing = (tables / "table3.md").read_text()
     assert "DATA NOT AVAILABLE" in missing and "PDO_DATA_MIRROR is not set" in missing
     assert "quantum-machine.org/data/qm7.mat: no connection" in missing
+    missing = (tables / "table2.md").read_text()
+    assert "DATA NOT AVAILABLE" in missing and "terms of use" in missing and "44.60" in missing
 
     strict = project.run(*command, "--config", "require_data=true", **OFFLINE)
     assert strict.returncode != 0 and "data not available" in strict.stdout

@@ -4,6 +4,7 @@ import re
 import shutil
 
 import pytest
+import yaml
 
 from tests.workflow.conftest import ROOT
 
@@ -29,12 +30,14 @@ def test_table_is_the_recorded_one():
 
 @pytest.mark.slow
 def test_every_command_works(project):
-    """As a newcomer, but with two models and the test protocol's digits under the name `default`,
+    """As a newcomer, but with few models and the test protocol's data under the name `default`,
     and with `make test` only collecting: this is a test of the commands, not of their hours."""
     config = project.folder / "config"
-    small = (config / "test.yaml").read_text().replace("protocol: test", "protocol: default")
-    models = "    models: [UGSCNN, PDO-eS2CNN-small]\n"
-    (config / "default.yaml").write_text(small.rstrip("\n") + "\n" + models)
+    small = yaml.safe_load((config / "test.yaml").read_text()) | {"protocol": "default"}
+    small["tasks"]["spherical_mnist"]["models"] = ["UGSCNN", "PDO-eS2CNN-small"]
+    small["tasks"]["qm7"]["models"] = ["MLP-random-CM", "PDO-eS2CNN"]
+    small["tasks"]["synthetic_rooms"]["models"] = ["UGSCNN", "PDO-eS2CNN"]
+    (config / "default.yaml").write_text(yaml.safe_dump(small))
     for command in COMMANDS:
         done = project.run("bash", "-c", command, PYTEST_ADDOPTS="--collect-only")
         assert done.returncode == 0, f"{command}\n{done.stdout}"
