@@ -15,6 +15,7 @@ from bench import config, tracking
 from bench.config import ProtocolConfig, RunConfig
 from bench.engine import Interrupted, train
 from bench.errors import ConfigError, RunError, unknown
+from bench.gpus import run_device
 from bench.registry import MODELS
 from data_prep.files import DataError, atomic_path
 
@@ -113,10 +114,9 @@ def _train(options: argparse.Namespace) -> None:
         run, enabled = _named_run(protocol, options), protocol.tracking
     torch.set_num_threads(options.threads)
     _keep_freed_memory()
-    cuda = options.gpus > 0 and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
     tracked = enabled and not options.no_tracking
-    metrics = train(run, options.results, options.data, device, tracked)
+    with run_device(options.gpus, options.results) as device:
+        metrics = train(run, options.results, options.data, device, tracked)
     print(options.results / "runs" / run.key / "metrics.json", metrics["status"], metrics["test"])
 
 
