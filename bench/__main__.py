@@ -59,8 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     tables = add("tables", _tables, "build the tables from the runs there are")
     recorded = add("record", _record, "copy finished runs and tables to results/recorded")
     robust = add("robustness", _robustness, "table and figures: rotations of trained networks")
+    planned = add("plan", _plan, "runs, hours, disk and downloads of a protocol, from measurements")
+    planned.add_argument("--json", action="store_true", help="print all numbers")
     energies = add("energies", _energies, "figures of QM7: learning curve, parity")
-    for sub in (tables, recorded, robust, energies):
+    for sub in (tables, recorded, robust, energies, planned):
         sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
     tables.add_argument(
         "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
@@ -221,6 +223,13 @@ def _speed(options: argparse.Namespace) -> None:
         print(json.dumps(found, indent=2, allow_nan=False))
     else:
         print(*paths, sep="\n")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from bench.plan import as_text, plan
+
+    found = plan(_protocol(options.protocol), options.results / "recorded")
+    print(json.dumps(found, indent=2, allow_nan=False) if options.json else as_text(found))
 
 
 def _models(options: argparse.Namespace) -> None:
