@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM of one machine, for tests: slurm.sh start FOLDER, source FOLDER/env.sh, slurm.sh stop FOLDER.
 # All state is in FOLDER, nothing listens beyond 127.0.0.1, no systemd.
-# Its node claims 4 processors whatever there are, and one GPU that stands for no device.
+# Its node claims 4 processors whatever there are, and two GPUs that stand for no device.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 action=$1
@@ -45,11 +45,11 @@ MinJobAge=300
 ReturnToService=2
 MpiDefault=none
 GresTypes=gpu
-NodeName=$name NodeAddr=127.0.0.1 CPUs=4 RealMemory=16000 Gres=gpu:1 State=UNKNOWN
+NodeName=$name NodeAddr=127.0.0.1 CPUs=4 RealMemory=16000 Gres=gpu:2 State=UNKNOWN
 PartitionName=cpu Nodes=$name Default=YES
 PartitionName=gpu Nodes=$name
 CONF
-    echo "Name=gpu File=/dev/null" > "$folder/gres.conf"
+    printf "Name=gpu File=%s\n" /dev/null /dev/zero > "$folder/gres.conf"
     # Within a job Snakemake's plugin drops SLURM_CONF from the environment of srun.
     printf '#!/bin/sh\nSLURM_CONF=%q exec %q "$@"\n' "$SLURM_CONF" "$(command -v srun)" \
         > "$folder/bin/srun"
