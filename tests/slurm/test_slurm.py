@@ -1,5 +1,6 @@
 """The SLURM profile on a real SLURM of this machine alone (slurm.sh)."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ MISSING = [
     for name in ("slurmctld", "slurmd", "sbatch", "munged")
     if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
 ]
+if not importlib.util.find_spec("snakemake_executor_plugin_slurm"):
+    MISSING.append("snakemake-executor-plugin-slurm")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
