@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IN_ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: all test lint env lock clean-env
+.PHONY: all test lint env lock clean-env slurm
 
 all: $(READY)
 	$(IN_ENV) snakemake --cores $(CORES) all
@@ -30,6 +30,12 @@ $(READY): requirements.lock requirements-torch.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet -r requirements-torch.txt
 	@touch $(READY)
+
+# What the tests of profiles/slurm need on Debian (as root); without it they are skipped.
+slurm: $(READY)
+	apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge
+	$(IN_ENV) python -m pip install --quiet --no-deps \
+		snakemake-executor-plugin-slurm==2.8.0 snakemake-executor-plugin-slurm-jobstep==0.6.1
 
 clean-env:
 	rm -rf $(VENV)

@@ -15,6 +15,7 @@ from bench import config, tracking
 from bench.config import ProtocolConfig, RunConfig
 from bench.engine import Interrupted, train
 from bench.errors import ConfigError, RunError, unknown
+from bench.gpus import run_device
 from bench.registry import MODELS
 from data_prep.files import DataError, atomic_path
 
@@ -58,11 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     tables = add("tables", _tables, "build the tables from the runs there are")
     recorded = add("record", _record, "copy finished runs and tables to results/recorded")
     robust = add("robustness", _robustness, "table and figures: rotations of trained networks")
+    planned = add("plan", _plan, "runs, hours, disk and downloads of a protocol, from measurements")
+    planned.add_argument("--json", action="store_true", help="print all numbers")
     energies = add("energies", _energies, "figures of QM7: learning curve, parity")
     rooms = add("rooms", _rooms, "table and figures of segmentation: classes, panoramas")
     rooms.add_argument("--task", default="synthetic_rooms", help="or stanford_2d3ds")
     rooms.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
-    for sub in (tables, recorded, robust, energies, rooms):
+    for sub in (tables, recorded, robust, planned, energies, rooms):
         sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
     tables.add_argument(
         "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
@@ -116,10 +119,9 @@ def _train(options: argparse.Namespace) -> None:
         run, enabled = _named_run(protocol, options), protocol.tracking
     torch.set_num_threads(options.threads)
     _keep_freed_memory()
-    cuda = options.gpus > 0 and torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
     tracked = enabled and not options.no_tracking
-    metrics = train(run, options.results, options.data, device, tracked)
+    with run_device(options.gpus, options.results) as device:
+        metrics = train(run, options.results, options.data, device, tracked)
     print(options.results / "runs" / run.key / "metrics.json", metrics["status"], metrics["test"])
 
 
@@ -234,6 +236,13 @@ def _speed(options: argparse.Namespace) -> None:
         print(json.dumps(found, indent=2, allow_nan=False))
     else:
         print(*paths, sep="\n")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from bench.plan import as_text, plan
+
+    found = plan(_protocol(options.protocol), options.results / "recorded")
+    print(json.dumps(found, indent=2, allow_nan=False) if options.json else as_text(found))
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -43,13 +43,14 @@ def save(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Write a checkpoint atomically: progress, weights, the best weights, optimiser, RNG states."""
+    device = next(model.parameters()).device
     state = {
         "progress": asdict(progress),
         "best": best,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda_rng": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
     }
     buffer = io.BytesIO()  # torch hides the reason when it cannot write a file itself
     torch.save(state, buffer)
@@ -78,9 +79,9 @@ def load(
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
     device = next(model.parameters()).device
+    if state["cuda_rng"] and device.type == "cuda":  # maybe another GPU than before
+        torch.cuda.set_rng_state(state["cuda_rng"][0], device)
     return progress, {name: value.to(device) for name, value in state["best"].items()}
 
 

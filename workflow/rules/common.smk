@@ -27,10 +27,9 @@ TABLES = [
 GPUS = min(1, torch.cuda.device_count())
 
 # Runs are single-threaded and independent. `--cores 8` on 2 processors starts 2 at a time, not 8:
-# a run takes its share of the cores it was promised.
-THREADS = (
-    max(1, workflow.cores // len(os.sched_getaffinity(0))) if workflow.cores else 1
-)
+# a run takes its share of the cores it was promised. Jobs of a cluster are promised none.
+CORES = workflow.resource_settings.cores or 1
+THREADS = max(1, CORES // len(os.sched_getaffinity(0)))
 
 
 # Data that cannot be had must not stop the other tables, so the sources are asked before planning,

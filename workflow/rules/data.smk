@@ -23,6 +23,7 @@ rule fetch_mnist:
         "data/raw/mnist/t10k-labels-idx1-ubyte",
     log:
         "results/logs/fetch_mnist.log",
+    localrule: True
     shell:
         "python -m data_prep fetch mnist --out data/raw/mnist 2>&1 | tee {log}"
 

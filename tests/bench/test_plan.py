@@ -1,0 +1,90 @@
+"""The plan of a protocol, against files that exist and numbers worked out by hand."""
+
+import json
+
+import pytest
+import yaml
+
+from bench.config import load_protocol, parse_protocol, planned_runs
+from bench.plan import as_text, plan
+from data_prep.files import write_json
+from tests.conftest import N_TEST, N_TRAIN, tiny_protocol
+from tests.workflow.conftest import ROOT
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """One finished run of UGSCNN: 40 samples, 2 threads, 3 epochs of 4, 5 and 60 s."""
+    folder = tmp_path / "tiny/runs/spherical_mnist/UGSCNN/N/seed0"
+    folder.mkdir(parents=True)
+    run = next(r for r in planned_runs(parse_protocol(tiny_protocol())) if r.model == "UGSCNN")
+    (folder / "config.yaml").write_text(yaml.safe_dump(run.model_dump()))
+    (folder / "history.csv").write_text("epoch,seconds\n1,4\n2,5\n3,60\n")
+    facts = {"gpu": None, "cpu": "Abacus", "cores": 9, "threads": 2}
+    write_json(folder / "provenance.json", facts | {"data": {"counts": {"train": 40}}})
+    write_json(folder / "metrics.json", {"parameters": 1_000_000})
+    (folder / "predictions.npz").write_bytes(b"x" * 10_000_000)
+    return tmp_path
+
+
+def row(found, model):
+    return next(r for r in found["models"] if r["model"] == model)
+
+
+def test_hours_are_the_median_measured_second_times_samples_epochs_threads_and_runs(recorded):
+    found = row(plan(parse_protocol(tiny_protocol(seeds=3)), recorded), "UGSCNN")
+    assert found["runs"] == 6  # N and R, three seeds
+    samples = N_TRAIN * 0.9 * 2  # a tenth for validation, two epochs
+    assert found["cpu_hours"] == pytest.approx(6 * samples * (5 / 40) * 2 / 3600)
+    assert "Abacus" in found["cpu_measured"] and found["gpu_hours"] is None
+    # a network's files: 4 bytes a parameter, and predictions as they are before compression
+    predictions = 2 * N_TEST * (2 * 3 + 1 * 3)  # N is tested twice
+    assert found["files_mb"] == pytest.approx(6 * 4 + predictions / 1e6, rel=1e-3)
+
+
+def test_what_was_not_measured_is_said(recorded):
+    tree = tiny_protocol()
+    tree["tasks"]["spherical_mnist"]["data"]["level"] = 4
+    found = plan(parse_protocol(tree), recorded)
+    for model in ("UGSCNN", "S2CNN"):  # measured at another level; never
+        assert row(found, model)["cpu_hours"] is None
+    text = as_text(found)
+    assert "CPU hours: not measured" in text and "GPU hours: not measured" in text
+
+
+def test_steps_of_the_speed_benchmark_stand_in_for_histories(tmp_path):
+    speed = {
+        "networks": [{"network": "S2CNN", "ms a digit": 2.0}],
+        "level": 3,
+        "threads": 2,
+        "gpu": None,
+        "cpu": "Abacus",
+        "cores": 9,
+    }
+    write_json(tmp_path / "speed/speed.json", speed)
+    found = row(plan(parse_protocol(tiny_protocol()), tmp_path), "S2CNN")
+    assert found["cpu_hours"] == pytest.approx(2 * N_TRAIN * 0.9 * 2 * 0.002 * 2 / 3600)
+    assert found["cpu_measured"].startswith("steps alone")
+
+
+def test_arrays_are_as_large_as_those_on_disk(tiny_data, tmp_path):
+    found = plan(parse_protocol(tiny_protocol()), tmp_path)["data_mb"]
+    assert len(found) == 3
+    for folder, megabytes in found.items():
+        files = (tiny_data / folder).glob("t*_[NRO]*.npy")
+        assert megabytes == pytest.approx(sum(p.stat().st_size for p in files) / 1e6, rel=0.01)
+
+
+def test_qm7_arrays_are_those_of_the_architecture_page(tmp_path):
+    found = plan(load_protocol(ROOT / "config/paper.yaml"), tmp_path)
+    arrays = {f: mb for f, mb in found["data_mb"].items() if f.startswith("qm7/")}
+    assert arrays["qm7/qm7-power1-half-index/icosphere2"] == pytest.approx(179, abs=0.5)
+
+
+def test_the_recorded_measurements_can_be_read():
+    """Of this repository itself: the paper's plan has hours for the runs recorded under it."""
+    found = plan(load_protocol(ROOT / "config/paper.yaml"), ROOT / "results/recorded")
+    assert found["runs"] == len(planned_runs(load_protocol(ROOT / "config/paper.yaml")))
+    ours = row(found, "PDO-eS2CNN-small")
+    assert ours["cpu_measured"].startswith("10 epochs") and 1 < ours["cpu_hours"] < 100
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -1,0 +1,27 @@
+"""A study of thousands of runs is planned in seconds."""
+
+import resource
+
+import pytest
+
+from bench.config import load_protocol, planned_runs
+from tests.workflow.conftest import ROOT, jobs
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 60
+
+
+def test_a_graph_of_5000_runs_builds_in_a_minute(project):
+    """Processor seconds: those of the clock on a machine that does nothing else."""
+    one_seed = len(planned_runs(load_protocol(ROOT / "config/paper.yaml"))) // 5
+    seeds = -(-5000 // one_seed)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = project.snakemake(
+        "all", "-n", "--quiet", "rules", config=("protocol=paper", f"seeds={seeds}")
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert jobs(done.stdout)["train"] == seeds * one_seed >= 5000
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < SECONDS
