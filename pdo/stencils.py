@@ -99,8 +99,8 @@ def fit_stencil(mesh: Icosphere, frames: np.ndarray, spec: StencilSpec) -> Stenc
 
 
 def smoothing_stencil(mesh: Icosphere, frames: np.ndarray, rings: int = 2) -> Stencil:
-    """Smooth values (one quantity, weights (E, 1)): those at P of a linear least-squares fit over `rings`, with
-    weights exp(-(rho / h)^2 / 2) times the areas of the vertices, h the mean edge.
+    """Smooth values (one quantity, weights (E, 1)): those at P of a linear least-squares fit over
+    `rings`, with weights exp(-(rho / h)^2 / 2) times the areas of the vertices, h the mean edge.
 
     The fit keeps linear functions of the chart as they are. A plain average does not on this mesh,
     whose kinks shift its centre from vertex to vertex by O(h^2): a second derivative of that does

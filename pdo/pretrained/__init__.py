@@ -47,7 +47,7 @@ class Classifier(nn.Module):
         std: of x / scale over the training set.
         facts: entry of the index, for the reader: `facts["measured"]`, `facts["run"]` and so on.
 
-    Shapes: (B, V) raw signals -> (B, classes) logits.
+    Shapes: (B, V) -> (B, classes), raw signals to logits.
     """
 
     def __init__(
