@@ -100,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     fast.add_argument("--peers", type=Path, help="compare with other libraries, installed here")
     fast.add_argument("--out", type=Path, default=Path("results/recorded/speed"))
     fast.add_argument("--json", action="store_true", help="print all numbers")
+    predict = add("predict", _predict, "classify digits, put on the sphere, by a trained network")
+    predict.add_argument("file", type=Path, help="28 x 28 image, or .npy of one or more")
+    predict.add_argument("--model", default="pdo-es2cnn-small-mnist", help="a name of pdo.load")
+    predict.add_argument("--rotate", type=int, metavar="SEED", help="a random rotation for each")
+    predict.add_argument("--json", action="store_true", help="all numbers")
+    add("release", _release, "copy recorded networks into the package, pdo/pretrained")
     add("models", _models, "list the registered models")
     add("config", _config, "write config/schema.json and config/reference.yaml")
     return parser
@@ -243,6 +249,20 @@ def _plan(options: argparse.Namespace) -> None:
 
     found = plan(_protocol(options.protocol), options.results / "recorded")
     print(json.dumps(found, indent=2, allow_nan=False) if options.json else as_text(found))
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from bench.predict import as_text, predict_file
+
+    torch.set_num_threads(1)
+    found = predict_file(options.model, options.file, options.rotate)
+    print(json.dumps(found, indent=2, allow_nan=False) if options.json else as_text(found))
+
+
+def _release(options: argparse.Namespace) -> None:
+    from bench.release import release
+
+    print(*release(options.results), sep="\n")
 
 
 def _models(options: argparse.Namespace) -> None:

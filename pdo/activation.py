@@ -17,9 +17,19 @@ class FieldNormReLU(nn.Module):
 
     Mean, variance, gain and bias are those of a field: shared by its whole fibre, so this commutes
     with rotations of the fibre by a sample. The ReLU is evaluated at `samples` equidistant
-    orientations and the result projected back to the modes; more samples alias less.
+    orientations and the result projected back to the modes; more samples alias less (ours).
 
-    Shape: (V, 2 orders + 1, fields, B), kept.
+    Args:
+        fields: C.
+        orders: fibre modes |n| <= orders are kept.
+        samples: orientations of the ReLU, at least 2 orders + 1.
+        momentum: of the running mean and variance, as in `nn.BatchNorm1d`.
+        eps: added to the variance.
+
+    Shapes: (V, 2 orders + 1, C, B), kept.
+
+    Raises:
+        ValueError: if the samples are too few for the orders.
     """
 
     def __init__(

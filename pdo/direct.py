@@ -59,7 +59,21 @@ class DirectPDOConv(nn.Module):
     e^{i M phi}, so a derivative that raises the order beyond M comes out at the other end. They
     depend on the choice of frames; the continuous layer has none.
 
+    Args:
+        mesh: where the field lives, V vertices.
+        in_fields: C_in.
+        out_fields: C_out.
+        samples: N, of the fibre.
+        lifting: take signals on the sphere, not fields.
+        stencil: how derivatives are estimated.
+        interpolation: between the samples of a turned fibre, "trigonometric" or "linear".
+
     Shapes: (V, N, C_in, B) -> (V, N, C_out, B); lifting: (V, 1, C_in, B) -> (V, N, C_out, B).
+
+    Raises:
+        ValueError: if the interpolation has another name.
+
+    Source: Shen, Shen, Lin, Ma (AAAI 2021), layers Psi and Phi; the transport of fibres is ours.
     """
 
     def __init__(

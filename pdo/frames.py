@@ -16,7 +16,7 @@ near to two of them (checked for all levels)."""
 
 
 def default_frames(mesh: Icosphere) -> np.ndarray:
-    """The frames (V, 3, 3) that all layers use: `icosahedral_frames`."""
+    """The frames (V, 3, 3) that all layers use, columns e1, e2, n: `icosahedral_frames`."""
     return icosahedral_frames(mesh)
 
 

@@ -37,9 +37,23 @@ class PDOConv(nn.Module):
 
     D are the identity, h^2 Laplacian, h eth, h^2 eth^2 and conjugates, W complex and shared by all
     vertices, W_{-m,-s,k} = conj W_{m,s,k}. With `input_orders = 0` the input is a signal on the
-    sphere and this is the lifting layer Psi.
+    sphere and this is the lifting layer Psi. h is the mesh's mean edge in radians, so that the
+    weights are pure numbers.
+
+    Args:
+        mesh: where the field lives, V vertices.
+        in_fields: C_in.
+        out_fields: C_out.
+        orders: fibre modes |n| <= orders of the output.
+        input_orders: of the input; `orders` unless given, 0 for signals on the sphere.
+        stencil: how derivatives are estimated.
+        transport: carry neighbours' fibres to the frame at P; without it (for comparison) the
+            layer is equivariant only where frames happen to agree.
 
     Shapes: (V, 2 input_orders + 1, C_in, B) -> (V, 2 orders + 1, C_out, B).
+
+    Raises:
+        ValueError: if the stencil's rings hold too few neighbours for its polynomial.
     """
 
     def __init__(
@@ -98,8 +112,17 @@ def real_weights(w: Tensor) -> Tensor:
 
 class Pool(nn.Module):
     """Two-ring smoothing, taken at the vertices of the next coarser mesh (anti-aliased); without
-    `smooth`, the values there.
-    (V, N, C, B) -> (V / 4, N, C, B)."""
+    `smooth`, the values there (ours).
+
+    Args:
+        mesh: of the input, V vertices.
+        coarse: of the output, one level below, V' vertices.
+        orders: of the field, N = 2 orders + 1.
+        transport: carry neighbours' fibres to the frame at P.
+        smooth: smooth before subsampling.
+
+    Shapes: (V, N, C, B) -> (V', N, C, B), V' about V / 4.
+    """
 
     def __init__(
         self,
@@ -141,7 +164,11 @@ class Unpool(nn.Module):
 
 
 class InvariantReadout(nn.Module):
-    """Mean over the fibre (mode 0) and area-weighted over the sphere: (V, N, C, B) -> (B, C)."""
+    """Mean over the fibre (mode 0) and area-weighted over the sphere, which rotations leave as it
+    is: (1 / 4 pi) sum over P of area(P) f_0(P) (ours).
+
+    Shapes: (V, N, C, B) -> (B, C).
+    """
 
     def __init__(self, mesh: Icosphere) -> None:
         super().__init__()

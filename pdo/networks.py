@@ -27,15 +27,27 @@ class PDOeS2CNN(nn.Module):
     Args:
         level: icosphere level of the input; `len(widths) - 1` coarser ones are used.
         widths: fields of each layer, grouped by level, finest first.
+        channels: of the input signal.
+        classes: length of the output.
         orders: fibre modes |n| <= orders are kept (N = 2 orders + 1 samples in the direct form).
         samples: orientations at which the nonlinearity is evaluated; a multiple of 10 makes the
             network exactly invariant to the 60 rotations of the icosahedron.
+        hidden: width of the perceptron's one hidden layer.
+        dropout: probability of it, before the perceptron's last layer.
         stencil: "smoothed", "gaussian", or "paper" for the nearest-ring fit of the paper.
         transport: carry neighbours' fibres to the frame at P. Without it (for comparison) layers
             are equivariant only where frames happen to agree.
         smooth_pooling: smooth before subsampling; else (for comparison) just subsample.
 
-    Shapes: (batch, channels, V) -> (batch, classes).
+    `mesh` is the icosphere of the input.
+
+    Shapes: (batch, channels, V) -> (batch, classes), logits; V = 10 * 4**level + 2.
+
+    Raises:
+        ValueError: if the stencil is unknown, the level is too coarse for the widths, or `samples`
+            is below 2 orders + 1.
+
+    Source: Shen, Shen, Lin, Ma (AAAI 2021), Table 1; widths, stencil and read-out are ours.
     """
 
     def __init__(
@@ -68,6 +80,7 @@ class PDOeS2CNN(nn.Module):
                 layers.append(PDOConv(mesh, fields, width, orders, input_orders, spec, transport))
                 layers.append(FieldNormReLU(width, orders, samples))
                 fields, input_orders = width, orders
+        self.mesh = meshes[0]
         self.features = nn.Sequential(*layers)
         self.readout = InvariantReadout(meshes[-1])
         self.head = nn.Sequential(
@@ -105,7 +118,9 @@ def _as_field(x: Tensor) -> Tensor:
 
 
 pdo_es2cnn_small = partial(PDOeS2CNN, widths=SMALL)
-"""PDO-eS2CNN-small: at most 73,000 parameters, for Spherical MNIST (Table 1)."""
+"""PDO-eS2CNN-small: `PDOeS2CNN` with 72,298 parameters at its defaults, of the paper's 73,000;
+for Spherical MNIST (Table 1)."""
 
 pdo_es2cnn_large = partial(PDOeS2CNN, widths=LARGE)
-"""PDO-eS2CNN-large: at most 180,000 parameters, for Spherical MNIST (Table 1)."""
+"""PDO-eS2CNN-large: `PDOeS2CNN` with 175,946 parameters at its defaults, of the paper's 180,000;
+for Spherical MNIST (Table 1)."""

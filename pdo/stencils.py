@@ -77,7 +77,10 @@ def charts(
 
 
 def fit_stencil(mesh: Icosphere, frames: np.ndarray, spec: StencilSpec) -> Stencil:
-    """Stencil of the six quantities DERIVATIVES at every vertex (smoothing is left to others).
+    """Stencil of the six quantities value, d1, d2, d11, d12, d22 at every vertex: weights (E, 6),
+    derivatives per radian along the axes of the frames (V, 3, 3). Smoothing is left to others.
+
+    Source: Shen, Shen, Lin, Ma (AAAI 2021) for `PAPER`; the other fits are ours.
 
     Raises:
         ValueError: if the neighbours are too few for the polynomial.
@@ -96,8 +99,8 @@ def fit_stencil(mesh: Icosphere, frames: np.ndarray, spec: StencilSpec) -> Stenc
 
 
 def smoothing_stencil(mesh: Icosphere, frames: np.ndarray, rings: int = 2) -> Stencil:
-    """Smooth values (one quantity): those at P of a linear least-squares fit over `rings`, with
-    weights exp(-(rho / h)^2 / 2) times the areas of the vertices, h the mean edge.
+    """Smooth values (one quantity, weights (E, 1)): those at P of a linear least-squares fit over
+    `rings`, with weights exp(-(rho / h)^2 / 2) times the areas of the vertices, h the mean edge.
 
     The fit keeps linear functions of the chart as they are. A plain average does not on this mesh,
     whose kinks shift its centre from vertex to vertex by O(h^2): a second derivative of that does

@@ -1,11 +1,13 @@
 """Every command in the README is executed, in a clean copy of the project."""
 
+import json
 import re
 import shutil
 
 import pytest
 import yaml
 
+from data_prep.synthetic_digits import synthetic_digits
 from tests.workflow.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -26,6 +28,16 @@ def test_table_is_the_recorded_one():
     shown = re.search(r"<!-- table1: .*? -->\n(.*)<!-- /table1 -->", README, re.DOTALL)
     assert shown is not None and shown[1].strip() in recorded
     assert shown[1].count("|") > 20 and "NOT THE PAPER'S" in shown[1]
+
+
+@pytest.mark.slow
+def test_library_example_classifies_rotated_digits(project):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    done = project.run("python", "-W", "error", "-c", example)
+    assert done.returncode == 0, done.stdout
+    classes = json.loads(done.stdout.split("] [")[0] + "]")
+    labels = synthetic_digits(n_train=1, n_test=5).test_labels
+    assert sum(a == b for a, b in zip(classes, labels, strict=True)) >= 4
 
 
 @pytest.mark.slow
