@@ -20,15 +20,17 @@ import yaml
 from tabulate import tabulate
 
 from bench.config import ProtocolConfig, RunConfig, planned_runs
-from bench.data import DigitData
+from bench.data import DigitData, MoleculeData, StanfordData, SyntheticRoomsData
 from bench.registry import MODELS, columns_of
 from data_prep.grids import grid_points
+from data_prep.stanford import AREAS, FOLDS
+from data_prep.synthetic_rooms import SHARES, panoramas_by_area
 
 MNIST_TRAIN, MNIST_TEST = 60_000, 10_000
 QM7_MOLECULES, QM7_ATOMS, MOST_ATOMS = 7_165, 110_650, 23
-DOWNLOADS_MB = {"mnist": 11.594722, "qm7": None}
-"""The four published .gz files; the size of qm7.mat was never measured."""
-RAW_MB = {"mnist": 784 * (MNIST_TRAIN + MNIST_TEST) / 1e6, "qm7": 1.3}
+DOWNLOADS_MB = {"mnist": 11.594722, "qm7": None, "stanford": None}
+"""The four published .gz files; the sizes of qm7.mat and of 2D-3D-S were never measured."""
+RAW_MB = {"mnist": 784 * (MNIST_TRAIN + MNIST_TEST) / 1e6, "qm7": 1.3, "stanford": None}
 
 
 class Speed(NamedTuple):
@@ -51,7 +53,7 @@ def plan(protocol: ProtocolConfig, recorded: Path) -> dict[str, Any]:
     for group in by_model.values():
         folder, megabytes = _arrays(group[0])
         arrays[folder] = megabytes
-    sources = sorted({group[0].data.source for group in by_model.values()} - {"synthetic"})
+    sources = sorted({_source(group[0]) for group in by_model.values()} - {"synthetic"})
     return {
         "protocol": protocol.protocol,
         "runs": len(runs),
@@ -61,11 +63,18 @@ def plan(protocol: ProtocolConfig, recorded: Path) -> dict[str, Any]:
     }
 
 
+def _source(run: RunConfig) -> str:
+    """What is downloaded: mnist, qm7, stanford, or synthetic for nothing."""
+    if isinstance(run.data, StanfordData):
+        return "stanford"
+    return "synthetic" if isinstance(run.data, SyntheticRoomsData) else run.data.source
+
+
 def _row(
     runs: list[RunConfig], speeds: dict[tuple, Speed], sizes: dict[tuple, float]
 ) -> dict[str, Any]:
     run = runs[0]
-    samples = _training_samples(run) * run.train.epochs * len(runs)
+    samples = sum(_training_samples(r) * r.train.epochs for r in runs)
     cpu, gpu = (speeds.get((*_key(run), run.data.level, on_gpu)) for on_gpu in (False, True))
     files = sizes.get(_key(run))
     return {
@@ -142,10 +151,21 @@ def _samples(run: RunConfig) -> tuple[int, int]:
     data = run.data
     if isinstance(data, DigitData):
         train, test = MNIST_TRAIN, MNIST_TEST
-    else:
+    elif isinstance(data, MoleculeData):
         molecules = QM7_MOLECULES if data.source == "qm7" else data.n_synthetic
         train, test = molecules * 4 // 5, molecules // 5
+    else:
+        by_area = dict(zip(AREAS, _panoramas(run), strict=True))
+        test = sum(by_area[area] for area in FOLDS[run.setting])
+        train = sum(by_area.values()) - test
     return min(data.n_train or train, train), min(data.n_test or test, test)
+
+
+def _panoramas(run: RunConfig) -> list[int]:
+    """Of each area."""
+    if isinstance(run.data, SyntheticRoomsData):
+        return panoramas_by_area(run.data.n_panoramas)
+    return list(SHARES)
 
 
 def _training_samples(run: RunConfig) -> int:
@@ -154,8 +174,14 @@ def _training_samples(run: RunConfig) -> int:
 
 
 def _predictions_mb(run: RunConfig) -> float:
-    """Predictions and targets of all tests, before compression: bytes, or float32 energies."""
-    width = 1 if isinstance(run.data, DigitData) else 4
+    """Predictions and targets of all tests, before compression: bytes (of panoramas one for each
+    point), or float32 energies."""
+    if isinstance(run.data, DigitData):
+        width = 1
+    elif isinstance(run.data, MoleculeData):
+        width = 4
+    else:
+        width = len(grid_points(MODELS[run.task, run.network].grid_name(run.data.level)))
     return len(columns_of(run.task, run.setting)) * _samples(run)[1] * 2 * width / 1e6
 
 
@@ -172,6 +198,9 @@ def _arrays(run: RunConfig) -> tuple[str, float]:
         digits = data.n_train + data.n_test if synthetic else MNIST_TRAIN + MNIST_TEST
         sets = 3 if grid.startswith("latlon") else 2  # N, R and there Omni, one byte a point
         return folder, digits * sets * points / 1e6
+    if not isinstance(data, MoleculeData):
+        each = 4 * 2 + 1  # float16 red, green, blue, depth, and a label; upright and turned
+        return folder, 2 * sum(_panoramas(run)) * points * each / 1e6
     atoms = QM7_ATOMS if data.source == "qm7" else MOST_ATOMS * data.n_synthetic
     return folder, atoms * 5 * points * (2 if data.radius == "half" else 4) / 1e6
 

@@ -8,6 +8,9 @@ import yaml
 from bench.config import load_protocol, parse_protocol, planned_runs
 from bench.plan import as_text, plan
 from data_prep.files import write_json
+from data_prep.room_signals import prepare
+from data_prep.stanford import FOLDS, panoramas
+from data_prep.synthetic_rooms import generate
 from tests.conftest import N_TEST, N_TRAIN, tiny_protocol
 from tests.workflow.conftest import ROOT
 
@@ -79,6 +82,21 @@ def test_qm7_arrays_are_those_of_the_architecture_page(tmp_path):
     found = plan(load_protocol(ROOT / "config/paper.yaml"), tmp_path)
     arrays = {f: mb for f, mb in found["data_mb"].items() if f.startswith("qm7/")}
     assert arrays["qm7/qm7-power1-half-index/icosphere2"] == pytest.approx(179, abs=0.5)
+
+
+def test_arrays_of_rooms_are_as_large_as_those_on_disk(tmp_path):
+    data = {"level": 3, "n_panoramas": 14, "height": 32}
+    task = {"data": data, "models": ["UGSCNN"], "settings": ["fold1"]}
+    tree = {"protocol": "tiny", "seeds": 1, "tasks": {"synthetic_rooms": task}}
+    found = plan(parse_protocol(tree), tmp_path)
+    generate(tmp_path / "raw", 14, 32)
+    prepare(tmp_path / "raw", "icosphere3", tmp_path / "out")
+    size = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.npy"))
+    arrays = found["data_mb"]["synthetic_rooms/14-32-seed0/icosphere3"]
+    assert arrays == pytest.approx(size / 1e6, rel=0.01)
+    areas = [p.area for p in panoramas(tmp_path / "raw")]
+    training = sum(area not in FOLDS["fold1"] for area in areas)
+    assert row(found, "UGSCNN")["training_samples"] == training * 9 // 10
 
 
 def test_the_recorded_measurements_can_be_read():
