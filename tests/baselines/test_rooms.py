@@ -1,5 +1,9 @@
 """Networks of segmentation: published counts, equivariance, what upsampling keeps."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +18,7 @@ from baselines.pdo_unet import PDOUNet, invariants
 from baselines.rooms import midpoints
 from baselines.ugscnn_unet import UGSCNNUNet, UpConv
 from baselines.unet import UNet
+from bench.registry import SEGMENTERS
 from data_prep.grids import grid_points
 from pdo.frames import icosahedral_rotations
 from pdo.mesh import Icosphere
@@ -173,3 +178,30 @@ def test_invariants_do_not_see_the_frame():
         turned[:, 2 * n - 1], turned[:, 2 * n] = c * re - s * im, s * re + c * im
     torch.testing.assert_close(invariants(turned), invariants(field))
     assert invariants(field).shape == (20, 9, 2)
+
+
+STEP = """
+import resource, sys
+import torch
+from bench.registry import SEGMENTERS
+from data_prep.grids import grid_points
+
+entry = SEGMENTERS[sys.argv[1]]
+model, points = entry.build(level=5), len(grid_points(entry.grid_name(5)))
+optimizer = torch.optim.Adam(model.parameters())
+x, labels = torch.randn(4, 4, points), torch.randint(15, (4, points))
+torch.nn.functional.cross_entropy(model(x), labels).backward()
+optimizer.step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+@pytest.mark.parametrize("name", list(SEGMENTERS))
+def test_a_training_step_at_level_5_and_batch_4_takes_less_than_6_gb(name):
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", STEP, name], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert 0.2 < float(run.stdout) < 6
