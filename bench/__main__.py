@@ -65,8 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     rooms = add("rooms", _rooms, "table and figures of segmentation: classes, panoramas")
     rooms.add_argument("--task", default="synthetic_rooms", help="or stanford_2d3ds")
     rooms.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
-    for sub in (tables, recorded, robust, planned, energies, rooms):
+    for sub in (tables, recorded, robust, planned, rooms):
         sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
+    energies.add_argument(
+        "--protocol", nargs="+", default=["default"], help="the first gives the parity plots"
+    )
     tables.add_argument(
         "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
     )
@@ -166,7 +169,8 @@ def _robustness(options: argparse.Namespace) -> None:
 def _energies(options: argparse.Namespace) -> None:
     from bench.energies import write_energies
 
-    for path in write_energies(_protocol(options.protocol), options.results, options.out):
+    protocols = [_protocol(protocol) for protocol in options.protocol]
+    for path in write_energies(protocols, options.results, options.out):
         print(path)
 
 

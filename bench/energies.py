@@ -20,14 +20,15 @@ TASK = "qm7"
 
 
 def errors(protocol: ProtocolConfig, results: Path) -> pd.DataFrame:
-    """One row a run: row of the table, network, fold, seed, molecules trained on, and the errors on
-    the test fold in kcal/mol."""
+    """One row a run: protocol, row of the table, network, fold, seed, molecules trained on, and the
+    errors on the test fold in kcal/mol."""
     rows = []
     for run in finished_runs(protocol, TASK, results):
         folder, metrics = results / "runs" / run.key, read_metrics(results, run)
         facts = json.loads((folder / "provenance.json").read_text())
         rows.append(
             {
+                "protocol": run.protocol,
                 "model": run.model,
                 "network": run.network,
                 "setting": run.setting,
@@ -39,10 +40,11 @@ def errors(protocol: ProtocolConfig, results: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_energies(protocol: ProtocolConfig, results: Path, out: Path) -> list[Path]:
-    """Write energies.csv (`errors`), learning_curve.png and parity.png into `out`; the paths."""
+def write_energies(protocols: list[ProtocolConfig], results: Path, out: Path) -> list[Path]:
+    """Write energies.csv and learning_curve.png, of all protocols, and parity.png, of the first,
+    into `out`; the paths."""
     matplotlib.use("Agg")
-    found = errors(protocol, results)
+    found = pd.concat([errors(protocol, results) for protocol in protocols])
     paths = [out / name for name in ("energies.csv", "learning_curve.png", "parity.png")]
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(paths[0]) as path:
@@ -50,7 +52,7 @@ def write_energies(protocol: ProtocolConfig, results: Path, out: Path) -> list[P
     with atomic_path(paths[1]) as path:
         _learning_curve(found, path)
     with atomic_path(paths[2]) as path:
-        _parity(predictions(protocol, results), path)
+        _parity(predictions(protocols[0], results), path)
     return paths
 
 

@@ -49,6 +49,19 @@ def test_protocols_train_on_molecules_too():
     assert all(r.data.n_train is None for r in runs), "the paper's protocol takes all molecules"
 
 
+def test_learning_curve_changes_nothing_but_the_number_of_molecules():
+    curve = planned_runs(load_protocol(CONFIG / "learning_curve.yaml"))
+    whole = planned_runs(load_protocol(CONFIG / "workstation.yaml"))
+    whole = {r.network: r for r in whole if (r.task, r.setting, r.seed) == ("qm7", "fold0", 0)}
+    assert {(r.network, r.data.n_train) for r in curve} == {
+        (network, n) for network in ("PDO-eS2CNN", "MLP-random-CM") for n in (500, 1000, 2000)
+    }
+    for run in curve:
+        other = whole[run.network]
+        assert (run.train, run.options, run.setting) == (other.train, other.options, other.setting)
+        assert run.data == other.data.model_copy(update={"n_train": run.data.n_train})
+
+
 def test_a_model_may_have_its_own_number_of_training_samples():
     tree = tiny_protocol()
     tree["tasks"]["spherical_mnist"]["model"] = {"UGSCNN": {"n_train": 60}}
