@@ -6,10 +6,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IN_ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: all test lint env lock clean-env slurm
+.PHONY: all report browser test lint env lock clean-env slurm
 
 all: $(READY)
 	$(IN_ENV) snakemake --cores $(CORES) all
+
+# The page of the protocol's finished runs, as they are.
+PROTOCOL ?= default
+report: $(READY)
+	$(IN_ENV) python -m bench report --protocol $(PROTOCOL)
+
+# A browser for the tests that look at pages; without it they are skipped.
+browser:
+	command -v chromium || apt-get install --yes --no-install-recommends chromium
 
 test: $(READY)
 	$(IN_ENV) python -m pytest

@@ -25,6 +25,7 @@ validate(config, "config/schema.json")
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/report.smk"
 include: "workflow/rules/tracking.smk"
 
 
@@ -32,6 +33,7 @@ rule all:
     default_target: True
     input:
         TABLES,
+        "results/report.html",
         "results/tables/tracking.txt",
         REQUIRED,
 

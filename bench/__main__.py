@@ -65,13 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     rooms = add("rooms", _rooms, "table and figures of segmentation: classes, panoramas")
     rooms.add_argument("--task", default="synthetic_rooms", help="or stanford_2d3ds")
     rooms.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
-    for sub in (tables, recorded, robust, planned, rooms):
+    report = add("report", _report, "one page of tables, figures and runs: results/report.html")
+    for sub in (tables, report):
+        sub.add_argument(
+            "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
+        )
+    for sub in (tables, recorded, robust, planned, rooms, report):
         sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
     energies.add_argument(
         "--protocol", nargs="+", default=["default"], help="the first gives the parity plots"
-    )
-    tables.add_argument(
-        "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
     )
     robust.add_argument("--rotations", type=int, default=8, help="random rotations")
     robust.add_argument("--digits", type=int, default=100, help="signals of each kind")
@@ -152,6 +154,12 @@ def _tables(options: argparse.Namespace) -> None:
 
     for path in write_tables(_protocol(options.protocol), options.results, options.unavailable):
         print(path)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from bench.report import write_report
+
+    print(write_report(_protocol(options.protocol), options.results, options.unavailable))
 
 
 def _robustness(options: argparse.Namespace) -> None:

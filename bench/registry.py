@@ -37,6 +37,7 @@ class TaskEntry:
         the training settings whose runs it is the mean of.
     metrics: what the table shows; validation selects by the first.
     averaged_over: what differs between the runs of a column.
+    rotated: two columns of the same runs, tested on upright and on rotated samples.
     """
 
     table: str
@@ -45,6 +46,7 @@ class TaskEntry:
     metrics: tuple[str, ...]
     higher_is_better: bool = True
     averaged_over: str = "seeds"
+    rotated: tuple[str, str] | None = None
 
     @property
     def metric(self) -> str:
@@ -86,6 +88,7 @@ def _segmentation(table: str) -> TaskEntry:
         columns={"3-fold": AREA_FOLDS, "3-fold rotated": AREA_FOLDS},
         metrics=("mean_iou_percent", "mean_accuracy_percent"),
         averaged_over="folds and seeds",
+        rotated=("3-fold", "3-fold rotated"),
     )
 
 
@@ -95,6 +98,7 @@ TASKS: dict[str, TaskEntry] = {
         settings=("N", "R"),
         columns={"N/N": ("N",), "N/R": ("N",), "R/R": ("R",), "Omni": ("Omni",)},
         metrics=("accuracy_percent",),
+        rotated=("N/N", "N/R"),
     ),
     "qm7": TaskEntry(
         table="3",

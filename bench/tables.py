@@ -264,7 +264,7 @@ def markdown(
         if len(frame)
     ]
     parts = [_title(protocol, task), *(f"**{notice}**" for notice in notices)]
-    parts += [f"Made by `{command(protocol)}`.", *frames[:1], _meaning(task), *frames[1:]]
+    parts += [f"Made by `{command(protocol)}`.", *frames[:1], meaning(task), *frames[1:]]
     parts += [f"[{k}] {note}" for k, note in enumerate(notes(table), 1)]
     return "\n\n".join(parts) + "\n"
 
@@ -289,7 +289,7 @@ def html(
         title=_title(protocol, task),
         notices=notices,
         command=command(protocol),
-        meaning=_meaning(task),
+        meaning=meaning(task),
         tables=[frame.to_html(index=False, border=0) for frame in frames if len(frame)],
         notes=notes(table),
     )
@@ -325,7 +325,8 @@ def _title(protocol: ProtocolConfig, task: str) -> str:
     return f"Table {entry.table}: {task} ({metrics}), protocol {protocol.protocol}"
 
 
-def _meaning(task: str) -> str:
+def meaning(task: str) -> str:
+    """What a cell of the task's table is."""
     over = TASKS[task].averaged_over
     return f"Mean ± sample standard deviation over {over} ({over} found/planned)."
 

@@ -1,5 +1,7 @@
 """Small prepared data and runs that every test may use."""
 
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,34 @@ def tiny_data(tmp_path_factory) -> Path:
         folder = root / tiny_run().data.folder(grid)
         prepare(digits, grid, folder, seed=0)
     return root
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """A headless Chromium; `make browser` installs it on Debian."""
+    from playwright.sync_api import sync_playwright
+
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium: make browser")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page_of(browser) -> Callable:
+    """`page_of(address, width)` opens a page; gives it and a list of what its console said and of
+    what it asked the network for, besides itself."""
+
+    def opened(address: str, width: int = 1200) -> tuple:
+        page, messages = browser.new_page(viewport={"width": width, "height": 900}), []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        others = (address, "data:")
+        page.on("request", lambda r: r.url.startswith(others) or messages.append(r.url))
+        page.goto(address)
+        return page, messages
+
+    return opened

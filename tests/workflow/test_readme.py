@@ -23,11 +23,24 @@ def test_the_two_commands_come_first():
     assert len(README.splitlines()) < 200
 
 
-def test_table_is_the_recorded_one():
-    recorded = (ROOT / "results/recorded/default/table1.md").read_text()
-    shown = re.search(r"<!-- table1: .*? -->\n(.*)<!-- /table1 -->", README, re.DOTALL)
-    assert shown is not None and shown[1].strip() in recorded
-    assert shown[1].count("|") > 20 and "NOT THE PAPER'S" in shown[1]
+def test_tables_are_the_recorded_ones():
+    shown = re.findall(r"<!-- from (\S+) -->\n(.*?)<!-- /from -->", README, re.DOTALL)
+    assert [path for path, _ in shown] == [
+        "results/recorded/default/table1.md",
+        "results/recorded/workstation/table2s.md",
+        "results/recorded/workstation/table3.md",
+    ]
+    for path, text in shown:
+        assert text.strip() in (ROOT / path).read_text(), path
+        assert text.count("|") > 20
+    assert "NOT THE PAPER'S" in shown[0][1]
+
+
+def test_pictures_are_there():
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert len(pictures) >= 3
+    for path in pictures:
+        assert (ROOT / path).is_file(), path
 
 
 @pytest.mark.slow

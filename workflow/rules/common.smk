@@ -73,6 +73,7 @@ def prepared_data(wildcards):
 def print_tables():
     for path in TABLES:
         print(os.path.abspath(path))
+    print(os.path.abspath("results/report.html"))
     print(
         "runs: results/runs, tracking: "
         + os.environ.get("MLFLOW_TRACKING_URI", "results/mlflow.db")
