@@ -73,9 +73,14 @@ CONF
     exit 1
 }
 
-# The daemons end by their own pid files, also when they do not answer any more.
+# Jobs first, then the daemons, by their own pid files, also when they do not answer any more.
 stop() {
     local pid file
+    timeout 10 scancel --user="$(id -un)" 2>/dev/null || true
+    for _ in $(seq 40); do
+        [ -n "$(timeout 5 squeue --noheader 2>/dev/null || true)" ] || break
+        sleep 0.5
+    done
     for file in slurmd.pid slurmctld.pid munge/pid; do
         [ -s "$folder/$file" ] || continue
         pid=$(cat "$folder/$file")

@@ -61,12 +61,19 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def _jobs(environment) -> dict[int, dict[str, str]]:
-    """Of the training jobs, by seed: id, partition, state, GPUs."""
-    command = ["squeue", "--noheader", "--states=all", "--format=%k|%i|%P|%T|%b"]
+    """Of the training jobs, the last of each seed: id, partition, state."""
+    command = ["squeue", "--noheader", "--states=all", "--sort=i", "--format=%k|%i|%P|%T"]
     listed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     rows = [line.split("|") for line in listed.stdout.splitlines() if "rule_train" in line]
-    keys = ("id", "partition", "state", "gpus")
+    keys = ("id", "partition", "state")
     return {int(row[0][-1]): dict(zip(keys, row[1:], strict=True)) for row in rows}
+
+
+def _details(environment, job: str) -> str:
+    command = ["scontrol", "show", "job", job]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def _training(folder: Path, seed: int) -> psutil.Process:
@@ -100,20 +107,25 @@ def test_runs_side_by_side_survive_a_kill_and_a_requeue(cluster, tmp_path):
             stdout=file,
             stderr=subprocess.STDOUT,
         )
-    _wait(lambda: len(list(runs.glob("*/history.csv"))) == 2, process, output)
-    before = _jobs(environment)
-    for seed in (0, 1):
-        assert before[seed]["state"] == "RUNNING"
-        assert before[seed]["partition"] == "gpu" and "gpu:1" in before[seed]["gpus"]
-    assert "Auto-selected partition 'cpu' for job prepare_spherical_mnist" in output.read_text()
+    try:
+        _wait(lambda: len(list(runs.glob("*/history.csv"))) == 2, process, output)
+        before = _jobs(environment)
+        for seed in (0, 1):
+            assert before[seed]["state"] == "RUNNING"
+            assert before[seed]["partition"] == "gpu"
+            assert "TresPerJob=gres:gpu:1" in _details(environment, before[seed]["id"])
+        assert "Auto-selected partition 'cpu' for job prepare_spherical_mnist" in output.read_text()
 
-    _training(project.folder, 0).kill()  # SIGKILL: nothing is saved any more
-    subprocess.run(["scontrol", "requeue", before[1]["id"]], env=environment, check=True)
-    assert process.wait(timeout=600) == 0, output.read_text()
-
+        _training(project.folder, 0).kill()  # SIGKILL: nothing is saved any more
+        subprocess.run(["scontrol", "requeue", before[1]["id"]], env=environment, check=True)
+        assert process.wait(timeout=600) == 0, output.read_text()
+    finally:
+        process.kill()
+        process.wait()
     after = _jobs(environment)
     assert after[0]["id"] != before[0]["id"]  # Snakemake submitted it anew,
     assert after[1]["id"] == before[1]["id"]  # SLURM started it again
+    assert "Restarts=1" in _details(environment, after[1]["id"])
     for seed in (0, 1):
         log = project.folder / f"results/logs/train/slurm/spherical_mnist/UGSCNN/N/seed{seed}.log"
         assert "goes on at epoch" in log.read_text()
