@@ -107,4 +107,4 @@ def preparation_options(wildcards):
 
 def quirk_options(wildcards):
     quirks = wildcards.quirks.split("-")[1:]
-    return " ".join("--" + quirk.replace("_", "-") for quirk in quirks)
+    return " ".join(f"--{quirk.replace('_', '-')}" for quirk in quirks)
