@@ -26,7 +26,7 @@ def provenance(run: RunConfig, device: torch.device, data: dict[str, Any]) -> di
         **git_state(),
         "command": f"snakemake --cores 2 --config protocol={run.protocol} -- "
         f"results/runs/{run.key}/metrics.json",
-        "argv": sys.argv,
+        "argv": [os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]],
         "config": run.model_dump(),
         "config_sha256": run.hash,
         "data": data,
