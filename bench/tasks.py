@@ -113,4 +113,4 @@ class SphericalMNIST:
         return {self.metric: 100 * float(np.mean(predictions == targets))}
 
 
-TASK_CLASSES = {"spherical_mnist": SphericalMNIST, "qm7": QM7}
+TASK_CLASSES: dict[str, Any] = {"spherical_mnist": SphericalMNIST, "qm7": QM7}

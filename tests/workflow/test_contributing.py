@@ -53,7 +53,7 @@ def test_recipe_of_a_model(project):
 def test_recipe_of_a_data_set(project):
     follow(project, "Adding a data set")
     table = (project.folder / "results/tables/table4.md").read_text()
-    assert "PDO-eS2CNN" in table and "(1/1)" in table
+    assert "PDO-eS2CNN" in table and "1/1" in table
     run = project.folder / "results/runs/harmonics/harmonics/PDO-eS2CNN/all/seed0"
     found = json.loads((run / "metrics.json").read_text())
     assert found["test"]["all"]["accuracy_percent"] > 50  # chance: 25
