@@ -26,6 +26,7 @@ test: $(READY)
 lint: $(READY)
 	$(IN_ENV) ruff check .
 	$(IN_ENV) ruff format --check .
+	$(IN_ENV) mypy
 	$(IN_ENV) snakefmt --check Snakefile workflow/rules
 	$(IN_ENV) snakemake --lint
 

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except Interrupted as interrupted:
         print(f"stopped by {interrupted.signal}; the next start goes on", file=sys.stderr)
-        return int(interrupted.code)
+        return interrupted.status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
 def _protocol(argument: str) -> ProtocolConfig:
     if argument.startswith("{"):
         return config.parse_protocol(json.loads(argument))
-    return config.load_protocol(config.protocol_file(argument))
+    file = config.protocol_file(argument)
+    assert file is not None  # only a whole protocol may have none
+    return config.load_protocol(file)
 
 
 def _train(options: argparse.Namespace) -> None:

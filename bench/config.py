@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -51,12 +51,12 @@ class TrainConfig(Strict):
     )
 
 
-TrainChanges: type[BaseModel] = create_model(
+TrainChanges: type[BaseModel] = create_model(  # type: ignore[call-overload]
     "TrainChanges",
     __base__=Strict,
     __doc__="Some keys of TrainConfig, to replace what a model's recipe says.",
     **{
-        name: (key.annotation | None, Field(None, description=key.description))
+        name: (key.annotation | None, Field(None, description=key.description))  # type: ignore[operator]
         for name, key in TrainConfig.model_fields.items()
     },
 )
@@ -123,7 +123,7 @@ class SyntheticRoomsConfig(TaskConfig):
 class TasksConfig(TypedDict, total=False):
     """The tasks of a protocol by name; only those that are there are run."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     spherical_mnist: DigitsConfig
     qm7: MoleculesConfig
@@ -145,12 +145,12 @@ class ProtocolConfig(Strict):
         "table says so",
     )
     tasks: TasksConfig = Field(
-        default_factory=lambda: {
-            "spherical_mnist": DigitsConfig(),
-            "qm7": MoleculesConfig(),
-            "synthetic_rooms": SyntheticRoomsConfig(),
-            "stanford_2d3ds": StanfordConfig(),
-        },
+        default_factory=lambda: TasksConfig(
+            spherical_mnist=DigitsConfig(),
+            qm7=MoleculesConfig(),
+            synthetic_rooms=SyntheticRoomsConfig(),
+            stanford_2d3ds=StanfordConfig(),
+        ),
         description="by task name",
     )
 
@@ -190,7 +190,7 @@ def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
         ConfigError: one line, with the nearest valid name where a name is unknown.
     """
     protocol = validated(ProtocolConfig, tree)
-    for task, config in protocol.tasks.items():
+    for task, config in _tasks(protocol).items():
         for model in [*(config.models or []), *config.model]:
             network = _network(config, model)
             if network not in models_of(task):
@@ -245,7 +245,7 @@ def planned_runs(protocol: ProtocolConfig) -> list[RunConfig]:
     interrupted study has whole seeds."""
     runs = []
     for seed in range(protocol.seeds):
-        for task, config in protocol.tasks.items():
+        for task, config in _tasks(protocol).items():
             for model in config.models or models_of(task):
                 for setting in settings_of(task, _network(config, model)):
                     if setting in (config.settings or [setting]):
@@ -256,7 +256,7 @@ def planned_runs(protocol: ProtocolConfig) -> list[RunConfig]:
 def _resolve(protocol: ProtocolConfig, task: str, model: str, setting: str, seed: int) -> RunConfig:
     """Defaults, then the model's published recipe, then the protocol's wishes, then those for
     this model alone."""
-    config = protocol.tasks[task]
+    config = _tasks(protocol)[task]
     network = _network(config, model)
     entry = MODELS[task, network]
     special = config.model.get(model, ModelConfig())
@@ -288,6 +288,10 @@ def _data(config: TaskConfig, special: ModelConfig, model: str) -> Data:
         return config.data
     changed = config.data.model_dump() | {"n_train": special.n_train}
     return validated(type(config.data), changed, f"data of {model}")
+
+
+def _tasks(protocol: ProtocolConfig) -> dict[str, TaskConfig]:
+    return cast(dict[str, TaskConfig], protocol.tasks)
 
 
 def _network(config: TaskConfig, model: str) -> str:

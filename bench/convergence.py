@@ -144,7 +144,7 @@ def _harmonics(frames: np.ndarray) -> Fields:
     return {n: wigner_d(DEGREE, n, frames) for n in range(-ORDERS, ORDERS + 1)}
 
 
-def _derivatives(operators: list[np.ndarray]) -> Fields:
+def _derivatives(operators: list[np.ndarray]) -> dict[str, np.ndarray]:
     """d1 .. d22 of a scalar from the six operators, as pdo.operators.complex_operators has them."""
     _, laplacian, eth, conj_eth, eth2, conj_eth2 = operators
     return {

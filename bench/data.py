@@ -38,7 +38,7 @@ class DigitData(Strict):
 
     def folder(self, grid: str) -> str:
         """Where the prepared signals stand, below the data folder."""
-        source = self.source
+        source: str = self.source
         if source == "synthetic":
             source = f"synthetic-{self.n_train}-{self.n_test}"
         variant = f"-chunk{self.rotation_chunk}" if self.rotation_chunk > 1 else ""
@@ -77,7 +77,7 @@ class MoleculeData(Strict):
 
     def folder(self, grid: str) -> str:
         """Where the prepared signals stand, below the data folder."""
-        source = self.source
+        source: str = self.source
         if source == "synthetic":
             source = f"synthetic-{self.n_synthetic}-seed{self.seed}"
         return f"qm7/{source}-power{self.power}-{self.radius}-{self.self_exclusion}/{grid}"

@@ -25,6 +25,7 @@ def errors(protocol: ProtocolConfig, results: Path) -> pd.DataFrame:
     rows = []
     for run in finished_runs(protocol, TASK, results):
         folder, metrics = results / "runs" / run.key, read_metrics(results, run)
+        assert metrics is not None
         facts = json.loads((folder / "provenance.json").read_text())
         rows.append(
             {

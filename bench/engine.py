@@ -44,7 +44,8 @@ class Interrupted(SystemExit):
     """A signal stopped the run after its checkpoint was written; exit status 128 + signal."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
+        self.status = 128 + signum
+        super().__init__(self.status)
         self.signal = signal.Signals(signum).name
 
 
@@ -253,7 +254,7 @@ def _finish(
                 predictions[f"{key}_predictions"] = _compact(outputs.predictions)
                 predictions[f"{key}_targets"] = _compact(outputs.targets)
         with atomic_path(folder / "predictions.npz") as path, path.open("wb") as file:
-            np.savez_compressed(file, **predictions)
+            np.savez_compressed(file, **predictions)  # type: ignore[arg-type]
         weights = save({name: value.contiguous().cpu() for name, value in best.items()})
         write_bytes(folder / "weights.safetensors", weights)
     facts |= peak_memory_gb(device) | {

@@ -254,7 +254,9 @@ def interpolation_floor(vertices: np.ndarray, rotations: np.ndarray) -> float:
         _norms(interpolation(vertices, vertices @ rotation.T) @ still - signals(rotation))
         for rotation in rotations
     ]
-    return _relative(errors, still)["mean"]
+    mean = _relative(errors, still)["mean"]
+    assert mean is not None  # the signals differ
+    return mean
 
 
 def warm_up(model: nn.Module, signals: np.ndarray) -> None:
@@ -272,6 +274,7 @@ def as_text(result: dict[str, Any]) -> str:
     """A certificate as a small table."""
     rows = []
     for kind, found in result["inputs"].items():
+        lines: list[tuple[str, Any, tuple[float, ...]]]
         lines = [(key, found[key], ()) for key in ("invariants", "logits")]
         lines += [
             (f"{f['fields']} fields, {f['vertices']} vertices", f, (f["floor"], f["round_trip"]))
@@ -304,9 +307,7 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join([head, "", body, "", *agreement, "", note])
 
 
-def _outputs(
-    model: nn.Module, signals: np.ndarray
-) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+def _outputs(model: Any, signals: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     """Invariants and logits, each (channels, signals), and the fields, each (V, C, signals)."""
     flat, fields = defaultdict(list), defaultdict(list)
     with torch.no_grad():

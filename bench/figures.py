@@ -144,13 +144,15 @@ def signal_and_features() -> Figure:
     for field in fields:
         mesh = Icosphere(round(np.log((len(field) - 2) / 10) / np.log(4)))
         strongest = int(field[:, 0, :, 0].std(dim=0).argmax())
-        values = field[:, 0, strongest, 0].numpy()
-        shown.append((mesh, values, f"field {strongest} at level {mesh.level}"))
+        shown.append(
+            (mesh, field[:, 0, strongest, 0].numpy(), f"field {strongest} at level {mesh.level}")
+        )
     plot, axes = plt.subplots(1, len(shown), figsize=(3 * len(shown), 3.2), layout="constrained")
     for axis, (mesh, values, title) in zip(axes, shown, strict=True):
         front = (mesh.vertices[mesh.faces][:, :, 2] < 0.15).all(axis=1)  # the digit is at the south
-        x, y = mesh.vertices[:, 0], mesh.vertices[:, 1]
-        axis.tripcolor(x, y, mesh.faces[front], values, shading="gouraud", cmap="viridis")
+        axis.tripcolor(
+            *mesh.vertices.T[:2], mesh.faces[front], values, shading="gouraud", cmap="viridis"
+        )
         axis.set_aspect("equal")
         axis.set_axis_off()
         axis.set_title(title, fontsize="small")

@@ -112,8 +112,8 @@ def measured_speeds(recorded: Path) -> dict[tuple, Speed]:
     found = json.loads(steps.read_text()) if steps.exists() else {"networks": []}
     for row in found["networks"]:
         key = ("spherical_mnist", row["network"], "{}", found["level"], found["gpu"] is not None)
-        machine = found["gpu"] or f"{found['cpu']}, {found['cores']} cores"
-        where = f"steps alone, {machine}, {found['threads']} threads"
+        name = found["gpu"] or f"{found['cpu']}, {found['cores']} cores"
+        where = f"steps alone, {name}, {found['threads']} threads"
         speeds.setdefault(key, Speed(row["ms a digit"] / 1e3, found["threads"], where))
     return speeds
 
@@ -195,7 +195,7 @@ def _arrays(run: RunConfig) -> tuple[str, float]:
     points = len(grid_points(grid))
     if isinstance(data, DigitData):
         synthetic = data.source == "synthetic"
-        digits = data.n_train + data.n_test if synthetic else MNIST_TRAIN + MNIST_TEST
+        digits = sum(_samples(run)) if synthetic else MNIST_TRAIN + MNIST_TEST
         sets = 3 if grid.startswith("latlon") else 2  # N, R and there Omni, one byte a point
         return folder, digits * sets * points / 1e6
     if not isinstance(data, MoleculeData):

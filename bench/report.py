@@ -82,7 +82,8 @@ def _figures(
         return []
     entry = TASKS[task]
     found = [figures.training_curves(runs, results)]
-    found.append(figures.against_parameters(table, entry.metric))
+    if sizes := figures.against_parameters(table, entry.metric):
+        found.append(sizes)
     if entry.rotated:
         found.append(figures.upright_against_rotated(table, entry.metric, entry.rotated))
     for model in dict.fromkeys(run.model for run in runs):
@@ -93,7 +94,7 @@ def _figures(
             found.append(figures.parity(model, targets, predictions))
         elif max(targets.max(), predictions.max()) < MOST_CLASSES:
             found.append(figures.confusion(model, column, targets, predictions))
-    return [figure for figure in found if figure is not None]
+    return found
 
 
 def _predictions(
@@ -112,7 +113,7 @@ def _predictions(
 
 def _recorded(folder: Path) -> list[dict[str, Any]]:
     """What stands in results/recorded: tables, pictures, and what their pages say in bold."""
-    parts = []
+    parts: list[dict[str, Any]] = []
     for one in sorted(path for path in folder.glob("*") if path.is_dir()):
         frames = [pd.read_csv(path) for path in sorted(one.glob("table*.csv"))]
         frames = [frame[frame["n_seeds"] > 0].dropna(axis=1, how="all") for frame in frames]

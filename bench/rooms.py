@@ -23,7 +23,10 @@ from data_prep.grids import grid_points, pixel_directions
 from data_prep.stanford import LABELS, RGBD_MEAN, RGBD_STD
 
 PICTURE_ROWS = 96
-COLOURS = ListedColormap(["black", *plt.get_cmap("tab20").colors[:13], "white"])
+COLOURS = ListedColormap(
+    np.vstack([[0, 0, 0, 1], plt.get_cmap("tab20")(np.arange(13)), [1, 1, 1, 1]])
+)
+"""Of the 15 labels."""
 
 
 def confusions(

@@ -188,7 +188,8 @@ def measure_scaling(level: int, repeats: int, fields: Sequence[int] = SCALED_FIE
     n, meshes = SAMPLES[0], [Icosphere(at) for at in range(level - 1, level + 3)]
     sizes = [("vertices", mesh, FIELDS) for mesh in meshes]
     sizes += [("fields", meshes[1], count) for count in fields]
-    rows, steps = [], {}
+    rows: list[Row] = []
+    steps = {}
     for over, mesh, count in sizes:
         layer = PDOConv(mesh, count, count, n // 2)
         steps[f"{over} {len(rows)}"] = layer_step(layer, random_field(mesh, n, count, BATCH))

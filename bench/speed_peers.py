@@ -107,21 +107,24 @@ class Peer:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
         )
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.input, self.output = self.process.stdin, self.process.stdout
+        self.errors = self.process.stderr
         self.torch = self._line()
 
     def step(self) -> float:
         """Seconds of one step, by the peer's own clock."""
         try:
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
+            self.input.write("\n")
+            self.input.flush()
         except BrokenPipeError:
             pass  # it died; what it said is in stderr
         return float(self._line())
 
     def _line(self) -> str:
-        line = self.process.stdout.readline().strip()
+        line = self.output.readline().strip()
         if not line:
-            said = self.process.stderr.read().strip().splitlines() or ["nothing"]
+            said = self.errors.read().strip().splitlines() or ["nothing"]
             raise RunError(f"the layer of {self.name} failed, its last word: {said[-1]}")
         return line
 
@@ -146,7 +149,7 @@ def environment(peer: str, folder: Path) -> Path:
         return python
     venv.create(home, with_pip=True, clear=True)
     for words in wanted:
-        command = [python, "-m", "pip", "install", "--quiet", *words]
+        command = [str(python), "-m", "pip", "install", "--quiet", *words]
         pip = subprocess.run(command, capture_output=True, text=True)
         if pip.returncode:
             said = pip.stderr.strip().splitlines() or ["nothing"]

@@ -332,7 +332,9 @@ def meaning(task: str) -> str:
 
 
 def _params_claim(claims: pd.DataFrame, model: str) -> int | None:
-    counts = claims.loc[[model], "params"].dropna() if model in claims.index else []
+    if model not in claims.index:
+        return None
+    counts = claims.loc[[model], "params"].dropna()
     return int(counts.iloc[0]) if len(counts) else None
 
 

@@ -114,7 +114,7 @@ class SphericalMNIST:
         return {self.metric: 100 * float(np.mean(predictions == targets))}
 
 
-TASK_CLASSES = {
+TASK_CLASSES: dict[str, Any] = {
     "spherical_mnist": SphericalMNIST,
     "qm7": QM7,
     "stanford_2d3ds": Rooms,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from baselines.molecules import Molecules
 from bench.config import RunConfig
@@ -67,7 +67,7 @@ class QM7:
         }
         self.scale = 1.0
 
-    def fit(self, model: nn.Module) -> None:
+    def fit(self, model: Any) -> None:
         """Show the network the training molecules, without signals, and their energies, from which
         it takes its statistics; the loss is in units of its `scale`.
 

@@ -122,7 +122,9 @@ def class_weights(train: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Tensor:
     """1 / ln(1.02 + share of a class among all points of the training panoramas); 0 for unknown
     and missing (Jiang et al. 2019, whose shares are of all data). Shape (15,)."""
     _, labels, chosen = train
-    counts = sum(np.bincount(labels[k].ravel(), minlength=len(LABELS)) for k in chosen)
+    counts = np.zeros(len(LABELS), np.int64)
+    for k in chosen:
+        counts += np.bincount(labels[k].ravel(), minlength=len(LABELS))
     weights = 1 / np.log(1.02 + counts / counts.sum())
     weights[list(IGNORED)] = 0
     return torch.from_numpy(weights).float()

@@ -114,15 +114,14 @@ class StoredRun:
             for at, value in (metrics or {}).items()
             if not _same(self.logged.get(at), value)
         }
-        new = (
-            [Metric(name, value, when, step) for (name, step), value in points.items()],
-            [Param(*item) for item in (params or {}).items() if item[0] not in known.params],
-            [RunTag(*item) for item in tags.items() if item not in known.tags.items()],
-        )
-        for i in range(0, max(map(len, new)), 100):
-            self.client.log_batch(self.run.info.run_id, *(kind[i : i + 100] for kind in new))
+        m = [Metric(name, value, when, step) for (name, step), value in points.items()]
+        p = [Param(*item) for item in (params or {}).items() if item[0] not in known.params]
+        t = [RunTag(*item) for item in tags.items() if item not in known.tags.items()]
+        for i in range(0, max(len(m), len(p), len(t)), 100):
+            part = slice(i, i + 100)
+            self.client.log_batch(self.run.info.run_id, m[part], p[part], t[part])
         self.logged |= points
-        return any(new)
+        return bool(m or p or t)
 
     def upload(self, paths: list[Path]) -> bool:
         """Upload files unless it has just these (told by a digest in a tag); True if it had to."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,10 @@ class FieldNormReLU(nn.Module):
     Raises:
         ValueError: if the samples are too few for the orders.
     """
+
+    mean: Tensor
+    variance: Tensor
+    basis: Tensor
 
     def __init__(
         self, fields: int, orders: int, samples: int, momentum: float = 0.1, eps: float = 1e-5
@@ -76,14 +82,15 @@ class _Moments(torch.autograd.Function):
     """Mean and mean square of each field over vertices, fibre and batch, with no temporary."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
         count = x.shape[0] * x.shape[3]
-        power = sum(_field_sum(x[chunk].square()) for chunk in _chunks(x)) / count
+        squares = (_field_sum(x[chunk].square()) for chunk in _chunks(x))
+        power = sum(squares, torch.zeros_like(x[0, 0, :, 0])) / count
         return _field_sum(x[:, :1]) / count, power
 
     @staticmethod
-    def backward(ctx, grad_mean: Tensor, grad_power: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_mean: Tensor, grad_power: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         count = x.shape[0] * x.shape[3]
         grad = x * (2 / count * grad_power)[:, None]
@@ -98,7 +105,7 @@ class _ScaleReLU(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, shift: Tensor, basis: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, basis: Tensor) -> Tensor:
         ctx.save_for_backward(x, scale, shift, basis)
         out = torch.empty_like(x)
         back = basis.t() / len(basis)
@@ -108,7 +115,7 @@ class _ScaleReLU(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, scale, shift, basis = ctx.saved_tensors
         grad, grad_x = grad.contiguous(), torch.empty_like(x)
         grad_scale, grad_shift = torch.zeros_like(scale), torch.zeros_like(shift)

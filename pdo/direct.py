@@ -118,6 +118,9 @@ class TransportedStencil(nn.Module):
     Shapes: (V, N, C, B) -> (V, K, N, C, B) for a stencil of K quantities.
     """
 
+    turns: Tensor
+    neighbours: Tensor
+
     def __init__(self, stencil: Stencil, samples: int, interpolation: Interpolation) -> None:
         super().__init__()
         turns = turn_matrices(stencil.angles, samples, interpolation)

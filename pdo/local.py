@@ -7,6 +7,7 @@ mixed at once and forgotten, they stay in the cache; the backward pass makes the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ class Derivatives(nn.Module):
         coordinates: N, of the input's fibre.
     """
 
+    neighbours: Tensor
+    order: Tensor
+
     def __init__(self, matrix: sparse.csr_array, rows: Sequence[int], coordinates: int) -> None:
         super().__init__()
         vertices = matrix.shape[1] // coordinates
@@ -47,8 +51,8 @@ class Derivatives(nn.Module):
         self.groups = _groups(dense)
         for i, (group_rows, columns) in enumerate(self.groups):
             block = dense[:, group_rows][..., columns].reshape(vertices, len(group_rows), -1)
-            block = torch.from_numpy(block).to(torch.get_default_dtype())
-            self.register_buffer(f"block{i}", block, persistent=False)
+            values = torch.from_numpy(block).to(torch.get_default_dtype())
+            self.register_buffer(f"block{i}", values, persistent=False)
         order = np.argsort(np.concatenate([group_rows for group_rows, _ in self.groups]))
         self.register_buffer("order", torch.from_numpy(order), persistent=False)
 
@@ -113,7 +117,7 @@ def _groups(dense: np.ndarray) -> list[tuple[np.ndarray, slice]]:
         columns = [slice(0, n)]
     else:
         columns = [slice(0, 1), *(slice(i, i + 2) for i in range(1, n, 2))]
-    reads = dense.any(axis=(0, 2))
+    reads = np.any(dense != 0, axis=(0, 2))
     return [(np.flatnonzero(reads[:, part].any(axis=1)), part) for part in columns]
 
 
@@ -136,7 +140,7 @@ def derive_and_mix(
 class _DeriveAndMix(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x: Tensor, derivatives: Derivatives, dtype: torch.dtype, *weights: Tensor
+        ctx: Any, x: Tensor, derivatives: Derivatives, dtype: torch.dtype, *weights: Tensor
     ) -> Tensor:
         low, matrices = x.to(dtype), [w.to(dtype) for w in weights]
         ctx.derivatives = derivatives
@@ -147,7 +151,7 @@ class _DeriveAndMix(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         low, *matrices = ctx.saved_tensors
         derivatives = ctx.derivatives
         grad_weights = [torch.zeros_like(w, dtype=grad.dtype) for w in matrices]

@@ -139,7 +139,9 @@ def _assemble(
         out, inp = np.arange(parts_out)[:, None], np.arange(parts_in)[None, :]
         r = stencil.rows[:, None, None] * height + row + out + 0 * inp
         c = stencil.cols[:, None, None] * coordinates_in + start + inp + 0 * out
-        rows.append(r.ravel()), cols.append(c.ravel()), data.append(block.ravel())
+        rows.append(r.ravel())
+        cols.append(c.ravel())
+        data.append(block.ravel())
         row += parts_out
     shape = ((n_rows or n_cols) * height, n_cols * coordinates_in)
     entries = (np.concatenate(rows), np.concatenate(cols))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,12 @@ class _Product(torch.autograd.Function):
     """torch would transpose a CSR matrix anew in every backward pass; we hand it over."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
         ctx.matrices = matrix, transpose
         return matrix @ x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         matrix, transpose = ctx.matrices
         return _Product.apply(grad.contiguous(), transpose, matrix), None, None
 
@@ -35,6 +36,13 @@ class SparseOperator(nn.Module):
     Indices and values are buffers outside the state dict: they follow `.to()` and `.double()`,
     and are made anew from the geometry when a network is built.
     """
+
+    a_rows: Tensor
+    a_cols: Tensor
+    a_values: Tensor
+    t_rows: Tensor
+    t_cols: Tensor
+    t_values: Tensor
 
     def __init__(self, matrix: sparse.csr_array) -> None:
         super().__init__()
