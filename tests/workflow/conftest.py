@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.config import RunConfig
+from data_prep import fetch_stanford, qm7
+
 ROOT = Path(__file__).parents[2]
 TEST = ("protocol=test",)
 
@@ -64,6 +67,15 @@ def jobs(output: str) -> dict[str, int]:
     """Snakemake's job counts, by rule; empty where there is nothing to do."""
     table = output.rsplit("Job stats:", 1)[-1] if "Job stats:" in output else ""
     return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+def with_data(runs: list[RunConfig]) -> list[RunConfig]:
+    """Those whose data can be had in a clean copy, here and now."""
+    missing = {
+        "qm7": qm7.why_not_available("nowhere"),
+        "stanford_2d3ds": fetch_stanford.why_not_available("nowhere", accept_terms=False),
+    }
+    return [run for run in runs if not missing.get(run.task)]
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ import yaml
 from bench.config import load_protocol, planned_runs
 from bench.registry import models_of
 from bench.tables import COLUMNS
-from data_prep import qm7
 from tests.conftest import tiny_protocol
-from tests.workflow.conftest import ROOT, jobs
+from tests.workflow.conftest import ROOT, jobs, with_data
 
 pytestmark = pytest.mark.slow
 
@@ -184,8 +183,7 @@ def test_other_protocols_plan_without_network_or_data(project, protocol):
     done = project.snakemake("all", "-n", config=(f"protocol={protocol}",))
     assert done.returncode == 0, done.stdout
     runs = planned_runs(load_protocol(ROOT / f"config/{protocol}.yaml"))
-    missing = {"qm7": qm7.why_not_available(project.folder), "stanford_2d3ds": ["terms"]}
-    assert jobs(done.stdout)["train"] == sum(not missing.get(run.task) for run in runs)
+    assert jobs(done.stdout)["train"] == len(with_data(runs))
     assert jobs(done.stdout)["fetch_mnist"] == 1
 
 
