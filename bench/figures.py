@@ -81,13 +81,19 @@ def against_parameters(table: pd.DataFrame, metric: str) -> Figure | None:
     return _finish(plot, f"{METRICS[metric]} against the number of parameters")
 
 
-def upright_against_rotated(table: pd.DataFrame, metric: str, pair: tuple[str, str]) -> Figure:
-    """What networks trained on upright samples score on upright and on rotated ones."""
+def upright_against_rotated(
+    table: pd.DataFrame, metric: str, pair: tuple[str, str]
+) -> Figure | None:
+    """What networks trained on upright samples score on upright and on rotated ones; None where
+    nothing of the kind was measured."""
     shown = table[table["metric"] == metric].pivot(
         index="model", columns="setting", values="measured_mean"
     )
+    shown = shown.reindex(columns=list(pair)).dropna()
+    if shown.empty:
+        return None
     plot, axes = _axes()
-    for i, (model, row) in enumerate(shown.dropna(subset=list(pair)).iterrows()):
+    for i, (model, row) in enumerate(shown.iterrows()):
         axes.plot([0, 1], [row[pair[0]], row[pair[1]]], "o-", color=f"C{i}", label=model)
     axes.set_xticks([0, 1], [f"upright ({pair[0]})", f"rotated ({pair[1]})"])
     axes.set_ylabel(METRICS[metric])

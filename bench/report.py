@@ -84,8 +84,10 @@ def _figures(
     found = [figures.training_curves(runs, results)]
     if sizes := figures.against_parameters(table, entry.metric):
         found.append(sizes)
-    if entry.rotated:
-        found.append(figures.upright_against_rotated(table, entry.metric, entry.rotated))
+    if entry.rotated and (
+        pair := figures.upright_against_rotated(table, entry.metric, entry.rotated)
+    ):
+        found.append(pair)
     for model in dict.fromkeys(run.model for run in runs):
         mine = [run for run in runs if run.model == model]
         column = next(iter(c for c, s in entry.columns.items() if mine[0].setting in s))

@@ -82,6 +82,15 @@ def test_in_a_browser(report, results, protocol, page_of):
         assert images and all(wide > 0 and alt > 10 for wide, alt in images)
 
 
+def test_runs_of_one_setting_alone_are_a_page(results, protocol, tmp_path):
+    """No column of upright digits, so nothing to set beside rotated ones."""
+    run = next(r for r in planned_runs(protocol) if (r.model, r.setting) == ("UGSCNN", "R"))
+    shutil.copytree(results / "runs" / run.key, tmp_path / "runs" / run.key)
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<summary>default/") == 1 and "upright and of rotated" not in page
+
+
 def test_nothing_finished_is_a_page_too(tmp_path):
     assert main(["report", "--protocol", "paper", "--results", str(tmp_path)]) == 0
     assert "None has finished." in (tmp_path / "report.html").read_text()
