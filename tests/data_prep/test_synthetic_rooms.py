@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from data_prep.files import write_json
 from data_prep.grids import pixel_directions
 from data_prep.ray_caster import Box, cast
 from data_prep.room_scenes import camera_positions, draw_room
@@ -20,7 +21,12 @@ from data_prep.stanford import (
     read_labels,
     read_rgb,
 )
-from data_prep.synthetic_rooms import generate, panoramas_by_area
+from data_prep.synthetic_rooms import (
+    _write_room,
+    generate,
+    panoramas_by_area,
+    semantic_labels,
+)
 
 SHELL_SIZE = np.array([4.0, 5.0, 3.0])
 GREY = (0.5, 0.5, 0.5)
@@ -131,6 +137,39 @@ def test_a_seed_gives_the_same_panoramas_however_many_workers(tmp_path):
     same = [(tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files]
     other = [(tmp_path / "a" / f).read_bytes() == (tmp_path / "c" / f).read_bytes() for f in files]
     assert all(same) and not any(o for f, o in zip(files, other, strict=True) if "_rgb" in f.name)
+
+
+@pytest.mark.slow
+def test_two_panoramas_of_the_real_size(tmp_path):
+    """4096 x 2048, with missing pixels and depths: the second has a missing cap."""
+    write_json(tmp_path / "assets/semantic_labels.json", semantic_labels())
+    _write_room(tmp_path, 2048, 0, ("5a", 0, 2))
+    found, classes = panoramas(tmp_path), class_of_index(tmp_path)
+    assert [p.area for p in found] == ["5a", "5a"]
+    prepare(tmp_path, "icosphere5", tmp_path / "out")
+    rgbd = np.load(tmp_path / "out/rgbd.npy").astype(float)
+    labels = np.load(tmp_path / "out/labels.npy")
+    assert rgbd.shape == (2, 4, 10_242) and np.isfinite(rgbd).all()
+    gone = []
+    for k, panorama in enumerate(found):
+        image = read_rgb(panorama.rgb)
+        assert image.shape == (2048, 4096, 3)
+        truth = read_labels(panorama.semantic, classes)
+        gone.append((truth == MISSING).any())
+        # Points lie on pixels in proportion to solid angle, so the shares of the labels agree.
+        weight = np.repeat(np.sin((np.arange(2048) + 0.5) * np.pi / 2048), 4096)
+        share = np.bincount(truth.ravel(), weights=weight, minlength=15) / weight.sum()
+        np.testing.assert_allclose(np.bincount(labels[k], minlength=15) / 10_242, share, atol=0.01)
+        shown = truth != MISSING
+        mean = (image[shown] * weight.reshape(shown.shape)[shown][:, None]).sum(axis=0)
+        mean /= 255 * weight.reshape(shown.shape)[shown].sum()
+        np.testing.assert_allclose(
+            rgbd[k, :3][:, labels[k] != MISSING].mean(axis=1), mean, atol=0.01
+        )
+        if gone[k]:  # the cap has no depth either
+            assert (read_depth(panorama.depth)[~shown] == MISSING_DEPTH).all()
+            assert (rgbd[k, 3] == 0).any()
+    assert sorted(gone) == [False, True]
 
 
 def test_areas_have_their_shares():
