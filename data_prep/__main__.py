@@ -17,6 +17,7 @@ from data_prep.room_signals import prepare as prepare_rooms
 from data_prep.spherical_mnist import prepare
 from data_prep.spherical_qm7 import RADII
 from data_prep.spherical_qm7 import prepare as prepare_qm7
+from data_prep.stanford import AREAS
 from data_prep.synthetic_digits import synthetic_digits
 from data_prep.synthetic_molecules import synthetic_molecules
 from data_prep.synthetic_rooms import generate
@@ -45,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", help="folder (default data/raw/<dataset>)")
     command.add_argument(
         "--accept-terms", action="store_true", help="of 2D-3D-S; without it the command says where"
+    )
+    command.add_argument(
+        "--areas", nargs="+", choices=AREAS, default=AREAS, help="of 2D-3D-S (default all)"
     )
     command.set_defaults(run=_fetch)
 
@@ -110,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 def _fetch(options: argparse.Namespace) -> None:
     folder = options.out or f"data/raw/{options.dataset}"
     if options.dataset == "stanford":
-        fetch_stanford(folder, options.accept_terms)
+        fetch_stanford(folder, options.accept_terms, options.areas)
     else:
         FETCH[options.dataset](folder)
 

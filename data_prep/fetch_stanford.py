@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import requests
@@ -42,39 +43,39 @@ ENTRIES, CLUTTER_ENTRY = 9816, 3341
 CHUNK = 1 << 16
 
 
-def fetch_stanford(folder: str | Path, accept_terms: bool = False) -> None:
-    """Put the panoramas and labels of the seven areas into `folder`.
+def fetch_stanford(
+    folder: str | Path, accept_terms: bool = False, areas: Sequence[str] = AREAS
+) -> None:
+    """Put the panoramas of `areas` and the labels into `folder`.
 
     Of each area that is not there yet: a link to `stanford/area_<k>` in the mirror folder
-    (environment variable PDO_DATA_MIRROR); else the panoramas out of
-    `stanford/area_<k>_no_xyz.tar` there; else out of the archive on the web, which is deleted
-    afterwards. A download that was interrupted goes on where it stopped.
+    (environment variable PDO_DATA_MIRROR); else the panoramas out of `area_<k>_no_xyz.tar` in
+    `folder` or in `stanford` of the mirror; else out of the archive on the web, which is kept in
+    `folder`/download until it is extracted. A download that was interrupted goes on where it
+    stopped.
 
     Raises:
-        DataError: the terms are not accepted and the mirror folder has not all areas, the disk is
+        DataError: the terms are not accepted and folder and mirror have not all areas, the disk is
             too small, an archive cannot be had or is not the published one.
     """
     folder = Path(folder)
     mirrored = _mirror()
-    for area in AREAS:
+    for area in areas:
         if (folder / f"area_{area}" / "pano").is_dir():
             continue
         folder.mkdir(parents=True, exist_ok=True)
         if mirrored and (mirrored / f"area_{area}" / "pano").is_dir():
             os.symlink((mirrored / f"area_{area}").resolve(), folder / f"area_{area}")
             continue
-        archive = mirrored / _archive_name(area) if mirrored else None
-        if archive and archive.is_file():
-            _verify(archive, area)
-            extract(archive, area, folder)
+        places = [folder, mirrored] if mirrored else [folder]
+        archives = [p / _archive_name(area) for p in places if (p / _archive_name(area)).is_file()]
+        if archives:
+            _verify(archives[0], area)
+            extract(archives[0], area, folder)
             continue
         if not accept_terms:
             raise DataError(terms_not_accepted())
-        archive = folder / _archive_name(area)
-        download(ARCHIVES + archive.name, archive)
-        _verify(archive, area)
-        extract(archive, area, folder)
-        archive.unlink()
+        _from_the_web(area, folder)
     _fetch_labels(folder, mirrored)
 
 
@@ -184,6 +185,19 @@ def extract(archive: Path, area: str, folder: Path) -> None:
     os.replace(partial / f"area_{area}", folder / f"area_{area}")
     partial.rmdir()
     logger.info("area %s: %d images", area, count)
+
+
+def _from_the_web(area: str, folder: Path) -> None:
+    """An archive is deleted once its area is there, but only one that was downloaded here."""
+    archive = folder / "download" / _archive_name(area)
+    archive.parent.mkdir(exist_ok=True)
+    if not archive.exists():
+        download(ARCHIVES + archive.name, archive)
+    _verify(archive, area)
+    extract(archive, area, folder)
+    archive.unlink()
+    if not any(archive.parent.iterdir()):
+        archive.parent.rmdir()
 
 
 def _fetch_labels(folder: Path, mirrored: Path | None) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from scipy.spatial.transform import Rotation
 
 from data_prep.files import DataError, atomic_path, sha256_of_file, write_json
 from data_prep.grids import grid_points
+from data_prep.panorama_sampler import Sampler
 from data_prep.stanford import (
     AREAS,
     CLUTTER,
@@ -57,13 +57,16 @@ class Quirks:
     missing_as_clutter: pixels that show nothing count as clutter, into which their colour decodes
         where the red byte is dropped (the planar U-Net of Jiang et al. 2019).
     black_as_unknown: points where red, green or blue is 0 count as unknown (Eder et al. 2020).
-    missing_depth_far: points without depth are at the largest depth, 5 (Jiang et al. 2019); else
+    missing_depth_far: points without depth are at the largest depth (Jiang et al. 2019); else
         they are at 0.
+    depth_in_metres: depth is metres, at most 4 (Eder et al. 2020); else the published signal,
+        counts / 1000, at most 5, though a count is 1/512 m.
     """
 
     missing_as_clutter: bool = False
     black_as_unknown: bool = False
     missing_depth_far: bool = False
+    depth_in_metres: bool = False
 
 
 def prepare(
@@ -90,8 +93,12 @@ def prepare(
         name: (len(found), 4, len(points)) if name.endswith("rgbd") else (len(found), len(points))
         for name in ARRAYS
     }
+    # Generated panoramas have the same names for all seeds: how they were made tells them apart.
+    origin = Path(raw) / ORIGIN
+    made = {"generated": json.loads(origin.read_text())} if origin.exists() else {}
     plan = {
-        "dataset": "SyntheticRooms" if (Path(raw) / ORIGIN).exists() else "Stanford 2D-3D-S",
+        "dataset": "SyntheticRooms" if made else "Stanford 2D-3D-S",
+        **made,
         "grid": grid,
         "seed": seed,
         "quirks": asdict(quirks),
@@ -111,91 +118,9 @@ def prepare(
     _finish(out, plan, found, arrays)
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """Values of an image of H x 2H pixels at P directions.
-
-    The image is first reduced to blocks no wider than a third of the spacing of the points; then 7
-    directions, a point and six round it at 0.35 spacings, are interpolated bilinearly and
-    averaged. Linear functions of the direction are kept up to O(spacing^2).
-    """
-
-    points: np.ndarray
-
-    def mean(self, image: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W, C) and (H, W) bool to the mean of the valid pixels, (P, C) float32, and whether
-        there are any, (P,) bool."""
-        spacing = np.sqrt(4 * np.pi / len(self.points))
-        factor = max(1, int(spacing / 3 * len(image) / np.pi))
-        while len(image) % factor:
-            factor -= 1
-        weight = valid.astype(np.float32)
-        values = _blocks(image * weight[..., None], factor)
-        weight = _blocks(weight[..., None], factor)
-        total, weights = np.float32(0), np.float32(0)
-        for directions in self._disc(0.35 * spacing):
-            pixels, shares = bilinear(directions, len(values))
-            for pixel, share in zip(pixels, shares, strict=True):
-                total = total + share[:, None] * values.reshape(-1, image.shape[2])[pixel]
-                weights = weights + share * weight.ravel()[pixel]
-        some = weights > 1e-3
-        return total / np.where(some, weights, 1)[:, None], some
-
-    def nearest(self, image: np.ndarray) -> np.ndarray:
-        """(H, W) to the pixel that holds each point, (P,)."""
-        row, column = _position(self.points, len(image))
-        rows, columns = image.shape
-        i = np.clip(np.round(row), 0, rows - 1).astype(np.int64)
-        return image[i, np.round(column).astype(np.int64) % columns]
-
-    def _disc(self, radius: float) -> Iterator[np.ndarray]:
-        """The points, and those at an angle of `radius` from them in six directions."""
-        yield self.points
-        pole = np.where(np.abs(self.points[:, 2:]) < 0.9, [[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]])
-        east = np.cross(pole, self.points)
-        east /= np.linalg.norm(east, axis=1, keepdims=True)
-        north = np.cross(self.points, east)
-        for angle in np.arange(6) * np.pi / 3:
-            sideways = np.cos(angle) * east + np.sin(angle) * north
-            yield np.cos(radius) * self.points + np.sin(radius) * sideways
-
-
-def bilinear(directions: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The four pixels round each direction in a panorama of `rows` x 2 `rows` pixels and their
-    shares, (4, P) each. Columns wrap round; beyond a pole lies the other side."""
-    row, column = _position(directions, rows)
-    i, j = np.floor(row).astype(np.int64), np.floor(column).astype(np.int64)
-    u, v = (row - i).astype(np.float32), (column - j).astype(np.float32)
-    pixels, shares = [], []
-    for down, right in itertools.product((0, 1), repeat=2):
-        r, c = i + down, j + right
-        over = (r < 0) | (r >= rows)
-        r = np.where(r < 0, -1 - r, np.where(r >= rows, 2 * rows - 1 - r, r))
-        c = (c + over * rows) % (2 * rows)
-        pixels.append(r * 2 * rows + c)
-        shares.append((u if down else 1 - u) * (v if right else 1 - v))
-    return np.stack(pixels), np.stack(shares)
-
-
 def haar_rotation(seed: int, k: int) -> np.ndarray:
     """The rotation matrix of panorama k."""
     return Rotation.random(rng=np.random.default_rng((seed, k))).as_matrix()
-
-
-def _position(directions: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column, fractional, the inverse of `grids.pixel_directions`."""
-    x, y, z = directions.T
-    row = np.arctan2(np.hypot(x, y), z) * rows / np.pi - 0.5
-    column = (np.pi - np.arctan2(y, x)) * rows / np.pi - 0.5
-    return row, column
-
-
-def _blocks(image: np.ndarray, factor: int) -> np.ndarray:
-    """Means of factor x factor pixels."""
-    if factor == 1:
-        return image
-    h, w, c = image.shape
-    return image.reshape(h // factor, factor, w // factor, factor, c).mean(axis=(1, 3))
 
 
 def _sample(
@@ -212,13 +137,13 @@ def _sample(
         )
     shown = labels != MISSING
     measured = depth != MISSING_DEPTH
-    far = float(depth_signal(np.array(MISSING_DEPTH)))
+    far = float(depth_signal(np.array(MISSING_DEPTH), quirks.depth_in_metres))
     if quirks.missing_as_clutter:
         labels[~shown] = CLUTTER
     if quirks.black_as_unknown:
         labels[(rgb == 0).any(axis=2)] = UNKNOWN
     colours = rgb.astype(np.float32) / 255
-    depths = depth_signal(depth)[..., None]
+    depths = depth_signal(depth, quirks.depth_in_metres)[..., None]
     result: list[np.ndarray] = []
     # The turned panorama shows at x what the upright one shows at R^-1 x.
     for directions in (points, points @ haar_rotation(seed, k)):
@@ -238,9 +163,11 @@ def _begin(
     same plan left them."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "card.json").unlink(missing_ok=True)
-    goes_on = False
-    if (out / "plan.json").exists():
-        goes_on = json.loads((out / "plan.json").read_text()) == plan
+    files = [out / f"{name}.npy" for name in (*ARRAYS, "done")]
+    goes_on = (out / "plan.json").exists() and all(path.exists() for path in files)
+    goes_on = goes_on and json.loads((out / "plan.json").read_text()) == plan
+    if not goes_on:  # a stale plan must not outlive its arrays
+        (out / "plan.json").unlink(missing_ok=True)
     mode = "r+" if goes_on else "w+"
     arrays = {}
     for name, shape in shapes.items():
@@ -292,6 +219,6 @@ def _finish(
         "class_counts": counts,
         "sha256": {name: sha256_of_file(out / f"{name}.npy") for name in ARRAYS},
     }
-    for name in ("done.npy", "plan.json"):
-        (out / name).unlink()
     write_json(out / "card.json", card)
+    for name in ("plan.json", "done.npy"):  # only now: whoever is stopped before that goes on
+        (out / name).unlink()

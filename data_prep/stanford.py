@@ -135,13 +135,18 @@ def read_labels(path: Path, classes: np.ndarray) -> np.ndarray:
     return labels
 
 
-def depth_signal(depth: np.ndarray) -> np.ndarray:
-    """The published depth signal: counts / 1000, at most 5 (which is 9.8 m), float32."""
+def depth_signal(depth: np.ndarray, metres: bool = False) -> np.ndarray:
+    """The published depth signal, float32: counts / 1000, at most 5, which is 9.8 m (Jiang et al.
+    2019); or metres, at most 4 (Eder et al. 2020)."""
+    if metres:
+        return np.minimum(depth.astype(np.float32) / DEPTH_UNIT, 4)
     return np.minimum(depth.astype(np.float32) / 1000, 5)
 
 
 def _open(path: Path) -> Image.Image:
     try:
-        return Image.open(path)
-    except OSError as error:
+        image = Image.open(path)
+        image.load()
+        return image
+    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG chunk
         raise DataError(f"{path} cannot be read ({error}): delete it and fetch it again") from error

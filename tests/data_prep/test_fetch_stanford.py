@@ -34,10 +34,10 @@ def archive(area, extra=()):
 
 
 class Server:
-    """Serves files, with byte ranges; the first answers to a file in `cut` stop half-way."""
+    """Serves files, with byte `ranges`; the first answers to a file in `cut` stop half-way."""
 
     def __init__(self):
-        self.files, self.cut, self.asked = {}, {}, []
+        self.files, self.cut, self.asked, self.ranges = {}, {}, [], True
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,6 +48,7 @@ class Server:
                 if content is None:
                     self.send_error(404)
                     return
+                wanted = wanted if server.ranges else None
                 start = int(wanted[6:-1]) if wanted else 0
                 if start >= len(content) and start:
                     self.send_error(416)
@@ -114,6 +115,48 @@ def test_a_cut_download_goes_on_where_it_stopped(server, tmp_path):
     assert ranges == ["bytes=0-", f"bytes={len(content) // 2}-"]
 
 
+def test_a_server_without_ranges_starts_over(server, tmp_path):
+    name = "area_1_no_xyz.tar"
+    server.cut[f"/{name}"], server.ranges = 1, False
+    download(server.address + name, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == server.files[f"/{name}"]
+
+
+def test_an_archive_is_not_downloaded_again_if_its_extraction_was_stopped(
+    server, tmp_path, monkeypatch
+):
+    def stopping(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "extract", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_stanford(tmp_path, accept_terms=True)
+    fetch_stanford(tmp_path, accept_terms=True)
+    assert [path for _, path, _ in server.asked].count("/area_1_no_xyz.tar") == 1
+    assert len(panoramas(tmp_path)) == 7 and not (tmp_path / "download").exists()
+
+
+def test_archives_that_the_user_put_there_are_used_and_kept(server, tmp_path):
+    for area in AREAS:
+        name = f"area_{area}_no_xyz.tar"
+        (tmp_path / name).write_bytes(server.files[f"/{name}"])
+    assert why_not_available(tmp_path, accept_terms=False) == []
+    fetch_stanford(tmp_path)
+    assert len(panoramas(tmp_path)) == 7 and len(list(tmp_path.glob("*.tar"))) == 7
+    assert [path for _, path, _ in server.asked] == ["/semantic_labels.json"]
+
+
+def test_some_areas_alone(server, tmp_path, capsys):
+    command = ["fetch", "stanford", "--accept-terms", "--out", str(tmp_path), "--areas"]
+    assert main([*command, "3", "5a"]) == 0
+    assert [p.area for p in panoramas(tmp_path)] == ["3", "5a"]
+    assert len(server.asked) == 3
+    with pytest.raises(SystemExit):
+        main([*command, "7"])
+    assert "invalid choice: '7'" in capsys.readouterr().err
+
+
 def test_a_download_that_keeps_failing_is_kept_for_the_next_start(server, tmp_path):
     name = "area_1_no_xyz.tar"
     server.cut[f"/{name}"] = 3
@@ -140,14 +183,22 @@ def test_wrong_content_is_refused(server, tmp_path):
 def test_nothing_is_unpacked_outside(tmp_path):
     evil = tarfile.TarInfo(f"area_1/pano/rgb/{STEM}_evil.png")
     evil.type, evil.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    members = ["../outside.png", "area_1/pano/rgb/../../../../outside.png", "/abs.png", evil]
+    hard = tarfile.TarInfo(f"area_1/pano/rgb/{STEM}_hard.png")
+    hard.type, hard.linkname = tarfile.LNKTYPE, "../../../../etc/passwd"
+    device = tarfile.TarInfo(f"area_1/pano/rgb/{STEM}_device.png")
+    device.type = tarfile.CHRTYPE
+    way_out = tarfile.TarInfo("area_1/pano/semantic")
+    way_out.type, way_out.linkname = tarfile.SYMTYPE, str(tmp_path)
+    members = ["../outside.png", "area_1/pano/rgb/../../../../outside.png", "/abs.png"]
+    members += [evil, hard, device, way_out, "area_1/pano/semantic/late.png"]
     path = tmp_path / "in" / "area_1.tar"
     path.parent.mkdir()
     path.write_bytes(archive("1", extra=members))
     extract(path, "1", tmp_path / "in")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
     found = [p.name for p in (tmp_path / "in/area_1").rglob("*") if not p.is_dir()]
-    assert sorted(found) == sorted(f"{STEM}_{k}.png" for k in ("rgb", "depth", "semantic"))
+    good = [f"{STEM}_{k}.png" for k in ("rgb", "depth", "semantic")]
+    assert sorted(found) == sorted([*good, "late.png"])
 
 
 def test_a_damaged_archive_leaves_no_area(tmp_path):

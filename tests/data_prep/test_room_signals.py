@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 from data_prep.__main__ import main
 from data_prep.files import DataError
 from data_prep.grids import grid_points, pixel_directions
-from data_prep.room_signals import Quirks, Sampler, bilinear, haar_rotation, prepare
+from data_prep.panorama_sampler import Sampler, bilinear
+from data_prep.room_signals import Quirks, haar_rotation, prepare
 from data_prep.stanford import (
     CLUTTER,
     FOLDS,
@@ -20,10 +22,12 @@ from data_prep.stanford import (
     MISSING_DEPTH,
     UNKNOWN,
     class_of_index,
+    depth_signal,
     panoramas,
     read_labels,
+    read_rgb,
 )
-from data_prep.synthetic_rooms import index_of, label_of, semantic_labels
+from data_prep.synthetic_rooms import generate, index_of, label_of, semantic_labels
 
 ROWS = 64
 
@@ -134,9 +138,18 @@ def test_quirks(raw, tmp_path):
     prepare(raw, "icosphere3", tmp_path / "a", quirks=Quirks(missing_as_clutter=True))
     prepare(raw, "icosphere3", tmp_path / "b", quirks=Quirks(missing_depth_far=True))
     prepare(raw, "icosphere3", tmp_path / "c", quirks=Quirks(black_as_unknown=True))
+    prepare(raw, "icosphere3", tmp_path / "d", quirks=Quirks(depth_in_metres=True))
+    everything = Quirks(missing_depth_far=True, depth_in_metres=True)
+    prepare(raw, "icosphere3", tmp_path / "e", quirks=everything)
     assert (np.load(tmp_path / "a/labels.npy")[:, gone] == CLUTTER).all()
     assert (signals(tmp_path / "b", "rgbd")[:, 3, points[:, 2] < -0.99] == 5).all()
     assert (np.load(tmp_path / "c/labels.npy")[:, gone] == UNKNOWN).all()
+    shown = points[:, 2] > -0.8
+    metres = signals(tmp_path / "d", "rgbd")[:, 3]
+    np.testing.assert_allclose(metres[0, shown], 2 + points[shown, 2], atol=0.03)
+    assert (metres[:, points[:, 2] < -0.99] == 0).all()
+    assert (signals(tmp_path / "e", "rgbd")[:, 3, points[:, 2] < -0.99] == 4).all()
+    np.testing.assert_array_equal(depth_signal(np.array([512, 2048, 9000]), metres=True), [1, 4, 4])
     card = json.loads((tmp_path / "a/card.json").read_text())
     assert card["quirks"]["missing_as_clutter"] and card["dataset"] == "Stanford 2D-3D-S"
 
@@ -175,6 +188,47 @@ def test_interrupted_preparation_goes_on_and_workers_change_nothing(raw, tmp_pat
     assert cards[0] == cards[1]
 
 
+def test_a_preparation_stopped_while_it_ends_can_be_run_again(raw, tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def stopping(path, *rest, **options):
+        unlink(path, *rest, **options)
+        if path.name == stopper and (path.parent / "card.json").exists():
+            raise KeyboardInterrupt
+
+    for stopper in ("plan.json", "done.npy"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(raw, "icosphere2", tmp_path / stopper)
+        before = json.loads((tmp_path / stopper / "card.json").read_text())
+        prepare(raw, "icosphere2", tmp_path / stopper)
+        assert json.loads((tmp_path / stopper / "card.json").read_text()) == before
+
+
+def test_a_preparation_does_not_go_on_with_the_rooms_of_another_seed(tmp_path, monkeypatch):
+    import data_prep.room_signals as module
+
+    for seed in (0, 1):
+        generate(tmp_path / f"raw{seed}", n=14, height=32, seed=seed)
+    sample = module._sample
+
+    def failing(k, *rest):
+        if k == 7:
+            raise KeyboardInterrupt
+        return sample(k, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_sample", failing)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "raw0", "icosphere2", tmp_path / "out")
+    for out in ("out", "fresh"):
+        prepare(tmp_path / "raw1", "icosphere2", tmp_path / out)
+    cards = [json.loads((tmp_path / d / "card.json").read_text()) for d in ("out", "fresh")]
+    assert cards[0] == cards[1]
+    assert cards[0]["generated"] == {"panoramas": 14, "height": 32, "seed": 1}
+
+
 def test_labels_decode_by_all_three_bytes(raw):
     classes = class_of_index(raw)
     assert classes[0] == UNKNOWN and classes[3341] == CLUTTER
@@ -209,6 +263,11 @@ def test_errors_are_one_line(raw, tmp_path, capsys):
     first = panoramas(raw)[0]
     with pytest.raises(DataError, match="beyond the 5 labels"):
         read_labels(first.semantic, class_of_index(raw)[:5])
+    good = first.rgb.read_bytes()
+    for damaged in (good[: len(good) // 2], good[:60] + bytes(40) + good[100:]):
+        (tmp_path / "damaged.png").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"damaged\.png cannot be read"):
+            read_rgb(tmp_path / "damaged.png")
     (tmp_path / "area_1/pano/rgb").mkdir(parents=True)
     (tmp_path / "area_1/pano/rgb/camera_x_rgb.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"camera_x_depth\.png is missing"):
