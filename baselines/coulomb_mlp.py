@@ -58,6 +58,23 @@ class ScaledTanh(nn.Module):
         return 1.5 * torch.tanh(x / 1.5)
 
 
+class ScaledLinear(nn.Linear):
+    """gain (x W^T + b), at first with W of N(0, 1 / in_features) / gain and b = 0.
+
+    A step of SGD at rate r moves the matrix gain W as a step at rate gain^2 r would move it in an
+    ordinary layer: so layers have rates of their own under one optimiser.
+    """
+
+    def __init__(self, in_features: int, out_features: int, gain: float) -> None:
+        super().__init__(in_features, out_features)
+        self.gain = gain
+        nn.init.normal_(self.weight, std=1 / (gain * math.sqrt(in_features)))
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * super().forward(x)
+
+
 class CoulombMLP(nn.Module):
     """energy = mean + scale * network(binarised, randomly sorted Coulomb matrix).
 
@@ -65,7 +82,8 @@ class CoulombMLP(nn.Module):
     evaluation the predictions for 10 fixed draws are averaged. An entry x becomes tanh(x - k),
     k = 0, 1, ..., up to the first one that is not below its largest value in 10 realisations of the
     training molecules; less its mean over these, divided by the standard deviation of all. 400 and
-    100 hidden units.
+    100 hidden units. As published, the rate of a layer is over the root of its inputs m, and the
+    signal it passes back is times sqrt(m / n), n its outputs: `ScaledLinear` stands for both.
 
     In evaluation the draws belong to atoms in descending order of norm, so that the order of the
     atoms has no effect (but for atoms of equal norm).
@@ -83,10 +101,11 @@ class CoulombMLP(nn.Module):
         super().__init__()
         self.inputs = inputs
         sizes = (inputs, 400, 100, 1)
-        linear = [nn.Linear(m, n) for m, n in itertools.pairwise(sizes)]
-        for layer in linear:
-            nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
-            nn.init.zeros_(layer.bias)
+        linear: list[ScaledLinear] = []
+        passed = 1.0
+        for m, n in reversed(list(itertools.pairwise(sizes))):
+            linear.insert(0, ScaledLinear(m, n, gain=math.sqrt(passed / math.sqrt(m))))
+            passed *= math.sqrt(m / n)
         nn.init.zeros_(linear[-1].weight)
         self.network = nn.Sequential(linear[0], ScaledTanh(), linear[1], ScaledTanh(), linear[2])
         self.register_buffer("draws", _draws(), persistent=False)

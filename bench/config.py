@@ -33,7 +33,9 @@ class TrainConfig(Strict):
 
     epochs: int = Field(10, ge=1, description="passes over the training set")
     batch_size: int = Field(32, ge=2, description="samples of one optimiser step")
-    optimizer: Literal["adam", "adamw"] = Field("adamw", description="AdamW decouples the decay")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adamw", description="AdamW decouples the decay; SGD has momentum 0.9"
+    )
     learning_rate: float = Field(5e-3, gt=0, description="its highest value")
     weight_decay: float = Field(0.0, ge=0, description="of all parameters")
     schedule: Literal["constant", "step", "one_cycle"] = Field(

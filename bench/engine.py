@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,11 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _optimizer(run: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[run.train.optimizer]
+    kind = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "sgd": partial(torch.optim.SGD, momentum=0.9),
+    }[run.train.optimizer]
     return kind(model.parameters(), lr=run.train.learning_rate, weight_decay=run.train.weight_decay)
 
 

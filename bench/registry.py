@@ -197,8 +197,8 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
         recipe={
             "epochs": 300,
             "batch_size": 25,
-            "learning_rate": 1e-3,
-            "weight_decay": 1e-4,
+            "optimizer": "sgd",
+            "learning_rate": 3e-2,
             "schedule": "one_cycle",
         },
     ),

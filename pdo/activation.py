@@ -77,7 +77,7 @@ def fibre_basis(orders: int, samples: int) -> Tensor:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each field over vertices, fibre and batch: (V, N, C, B) -> two of (C,).
+    """Mean and variance of each field over vertices, fibre and batch: (V, N, C, B) -> two (C,).
     On a CPU without gradients: `_NormReLU` knows them."""
     count = x.shape[0] * x.shape[3]
     if kernels.apply_to(x):
@@ -97,8 +97,8 @@ def scale_relu(x: Tensor, scale: Tensor, shift: Tensor, basis: Tensor) -> Tensor
 
 
 class _NormReLU(torch.autograd.Function):
-    """`scale_relu` by the kernels, with gradients through mean and variance if they are `own`: those
-    of x. Nothing but x is kept: the samples are made again in the backward pass."""
+    """`scale_relu` by the kernels, with gradients through mean and variance if they are `own`:
+    those of x. Nothing but x is kept: the samples are made again in the backward pass."""
 
     @staticmethod
     def forward(

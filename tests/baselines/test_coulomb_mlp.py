@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.coulomb_mlp import INPUTS, REALISATIONS, CoulombMLP, coulomb_matrices, realisation
+from baselines.coulomb_mlp import (
+    INPUTS,
+    REALISATIONS,
+    CoulombMLP,
+    ScaledLinear,
+    coulomb_matrices,
+    realisation,
+)
 from baselines.molecules import ELEMENTS, Molecules
 
 
@@ -184,3 +191,28 @@ def test_state_dict_carries_the_fit() -> None:
     model, twin = fitted(batch), CoulombMLP().eval()
     twin.load_state_dict(model.state_dict())
     assert torch.equal(twin(batch), model(batch))
+
+
+def test_scaled_layers_train_as_the_published_ones() -> None:
+    """One step of SGD on the network against Montavon's own: gradients of a layer over the root of
+    its inputs, backward signals times sqrt(m / n), at the same effective weights."""
+    torch.manual_seed(0)
+    network = CoulombMLP(inputs=30).network
+    torch.nn.init.normal_(network[-1].weight)
+    layers = [layer for layer in network if isinstance(layer, ScaledLinear)]
+    before = [(layer.gain * layer.weight).detach() for layer in layers]
+    x, target, rate = torch.randn(25, 30), torch.randn(25), 0.01
+    optimizer = torch.optim.SGD(network.parameters(), lr=rate)
+    output = network(x)[:, 0]
+    (output - target).square().mean().backward()
+    optimizer.step()
+
+    signals = [x]
+    for weight in before[:2]:
+        signals.append(1.5 * torch.tanh(signals[-1] @ weight.t() / 1.5))
+    back = (2 / 25 * (output - target))[:, None].detach()
+    for layer, weight, signal in reversed(list(zip(layers, before, signals, strict=True))):
+        n, m = weight.shape
+        moved = weight - rate / m**0.5 * back.t() @ signal
+        torch.testing.assert_close((layer.gain * layer.weight).detach(), moved)
+        back = (m / n) ** 0.5 * back @ weight * (1 - (signal / 1.5) ** 2)
