@@ -75,13 +75,13 @@ def test_mlflow_has_every_run(finished):
     script = (
         "import mlflow; mlflow.set_tracking_uri('sqlite:///results/mlflow.db');"
         "r = mlflow.search_runs(search_all_experiments=True);"
-        "print('counts', (r['tags.kind'] == 'parent').sum(), (r['tags.kind'] == 'seed').sum(),"
-        " (r[r['tags.kind'] == 'seed'].status == 'FINISHED').sum())"
+        "k = r['tags.kind']; print('counts', (k == 'parent').sum(), (k == 'seed').sum(),"
+        " (r[k == 'seed'].status == 'FINISHED').sum(), (k == 'table').sum())"
     )
     out = project.run("python", "-c", script, MLFLOW_DISABLE_TELEMETRY="true").stdout
     tasks = load_protocol(ROOT / "config/test.yaml").tasks
-    parents = sum(len(models_of(task)) for task in tasks) + 1  # and the tables
-    assert f"counts {parents} {RUNS} {RUNS}" in out, out  # seeds; finished ones
+    parents = sum(len(models_of(task)) for task in tasks)
+    assert f"counts {parents} {RUNS} {RUNS} {len(tasks)}" in out, out  # seeds; finished; tables
 
 
 def test_second_run_does_nothing(finished):
