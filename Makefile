@@ -56,7 +56,8 @@ slurm: $(READY)
 	$(IN_ENV) python -m pip install --quiet --no-deps \
 		snakemake-executor-plugin-slurm==2.8.0 snakemake-executor-plugin-slurm-jobstep==0.6.1
 
-# What the test of tracking on a server needs on Debian (as root); without it that test is skipped.
+# What the test of tracking on a server needs on Debian (as root), a database of its own; without it
+# that test is skipped.
 postgres:
 	apt-get install --yes --no-install-recommends postgresql
 

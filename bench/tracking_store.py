@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # importing mlflow costs two seconds: paid only where a store
     from mlflow.entities import Run
 
 Metrics = dict[tuple[str, int], float]  # {(name, step): value}
-LOCK_SECONDS = 60.0
+LOCK_SECONDS = 300.0  # sixteen runs that start at once on half a core queue for 35 s
 
 for _name, _default in {  # read by mlflow; what the user has set stays
     "MLFLOW_DISABLE_TELEMETRY": "true",
