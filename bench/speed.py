@@ -123,7 +123,7 @@ def count_work(layer: PDOConv, batch: int) -> Work:
     nonzeros, smoothed = layer.derivatives.nnz, 0
     field = vertices * layer.derivatives.coordinates * columns
     if layer.smoothing is not None:
-        nonzeros, smoothed = nonzeros + layer.smoothing.a_values.numel(), field
+        nonzeros, smoothed = nonzeros + layer.smoothing.forth.nnz, field
     out = vertices * batch * sum(len(w) for w in matrices)
     moved = 2 * field + 2 * out + 2 * 2 * smoothed + field
     return Work(
@@ -167,18 +167,17 @@ def mixing_step(layer: PDOConv, x: Tensor) -> Step:
         weights = [real_weights(w) for w in layer.weights]
     transposed = [w.t().contiguous() for w in weights]
     totals = [torch.zeros_like(w) for w in weights]
-    slices = chunks(x, sum(layer.derivatives.rows))
-    derived = layer.derivatives.of(x.flatten(2), slices[0])
-    derived = derived.view(len(derived), -1, x.shape[3])
-    grad = torch.randn(len(x), sum(len(w) for w in weights), x.shape[3])
-    out, below = torch.empty_like(grad), torch.empty_like(derived)
+    sizes = [part.stop - part.start for part in chunks(x, layer.derivatives.rows, x.dtype)]
+    fields, batch = x.shape[2:]
+    derived = [torch.randn(layer.derivatives.rows * fields, size * batch) for size in sizes[-2:]]
+    grad = [torch.randn(sum(len(w) for w in weights), d.shape[1]) for d in derived]
+    order = [0] * (len(sizes) - 1) + [-1]  # all but the last part are alike
 
     def step() -> None:
-        for chunk in slices:
-            size = len(grad[chunk])
-            mix(derived[:size], weights, out[chunk])
-            add_weight_gradients(derived[:size], grad[chunk], totals)
-            mix_transposed(grad[chunk], transposed, below[:size])
+        for i in order:
+            mix(derived[i], weights)
+            add_weight_gradients(derived[i], grad[i], totals)
+            mix_transposed(grad[i], transposed, torch.empty_like(derived[i]))
 
     return step
 

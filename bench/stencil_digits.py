@@ -26,7 +26,7 @@ from data_prep.synthetic_digits import synthetic_digits
 from pdo.activation import FieldNormReLU
 from pdo.frames import default_frames
 from pdo.layers import InvariantReadout, PDOConv
-from pdo.local import Derivatives
+from pdo.local import Derivatives, FieldOperator
 from pdo.mesh import Icosphere
 from pdo.operators import derivative_matrix, transport_matrix
 from pdo.sparse import SparseOperator
@@ -96,7 +96,7 @@ class FamilyConv(PDOConv):
         for matrix in reversed(smoothers):
             derivatives = derivatives @ matrix
         matrix = sparse.csr_array(derivatives + identity)
-        self.derivatives = Derivatives(matrix, self.derivatives.rows, 2 * input_orders + 1)
+        self.derivatives = Derivatives(matrix, self.derivatives.rows_of_order, 2 * input_orders + 1)
 
 
 class FamilyPool(nn.Module):
@@ -105,11 +105,11 @@ class FamilyPool(nn.Module):
     def __init__(self, mesh: Icosphere, coarse: Icosphere, smoother: Smoother) -> None:
         super().__init__()
         stencil = smoother_stencil(mesh, default_frames(mesh), smoother)
-        self.operator = SparseOperator(_average(restrict(stencil, len(coarse)), mesh, ORDERS))
+        matrix = _average(restrict(stencil, len(coarse)), mesh, ORDERS)
+        self.operator = FieldOperator(matrix, 2 * ORDERS + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, n, c, b = x.shape
-        return self.operator(x.reshape(-1, c * b)).view(-1, n, c, b)
+        return self.operator(x)
 
 
 def random_network(family: Family, mesh: Icosphere, pool: Smoother) -> nn.Sequential:

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pdo import kernels
+from pdo.kernels import array
 from pdo.precision import full_precision
-
-CHUNK_BYTES = 2**19
-"""So many bytes of a field are worked on at a time, to stay in a core's cache."""
 
 
 class FieldNormReLU(nn.Module):
@@ -53,19 +52,18 @@ class FieldNormReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with full_precision(x):
-            return self._forward(x)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            scale = self.gain * torch.rsqrt(self.variance + self.eps)
-            return _ScaleReLU.apply(x, scale, self.bias - self.mean * scale, self.basis)
-        mean, power = _Moments.apply(x)
-        variance = power - mean.square()
-        with torch.no_grad():
-            self.mean.lerp_(mean, self.momentum)
-            self.variance.lerp_(variance, self.momentum)
-        scale = self.gain * torch.rsqrt(variance + self.eps)
-        return _ScaleReLU.apply(x, scale, self.bias - mean * scale, self.basis)
+            mean, variance = self.mean, self.variance
+            if self.training:
+                mean, variance = moments(x)
+                with torch.no_grad():
+                    self.mean.lerp_(mean, self.momentum)
+                    self.variance.lerp_(variance, self.momentum)
+            if kernels.apply_to(x):
+                return _NormReLU.apply(
+                    x, self.gain, self.bias, mean, variance, self.eps, self.basis, self.training
+                )
+            scale = self.gain * torch.rsqrt(variance + self.eps)
+            return scale_relu(x, scale, self.bias - mean * scale, self.basis)
 
 
 def fibre_basis(orders: int, samples: int) -> Tensor:
@@ -78,79 +76,61 @@ def fibre_basis(orders: int, samples: int) -> Tensor:
     return torch.tensor(np.stack(columns, axis=1), dtype=torch.get_default_dtype())
 
 
-class _Moments(torch.autograd.Function):
-    """Mean and mean square of each field over vertices, fibre and batch, with no temporary."""
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each field over vertices, fibre and batch: (V, N, C, B) -> two of (C,).
+    On a CPU without gradients: `_NormReLU` knows them."""
+    count = x.shape[0] * x.shape[3]
+    if kernels.apply_to(x):
+        kernels.threads()
+        sums = torch.from_numpy(kernels.moments(array(x.contiguous()))) / count
+        return sums[0].to(x.dtype), (sums[1] - sums[0].square()).to(x.dtype)
+    mean = x[:, 0].mean(dim=(0, 2))
+    return mean, x.square().sum(dim=(0, 1, 3)) / count - mean.square()
+
+
+def scale_relu(x: Tensor, scale: Tensor, shift: Tensor, basis: Tensor) -> Tensor:
+    """basis^T relu(basis (scale x + shift)) / samples, the shift to mode 0: (V, N, C, B), kept."""
+    y = x * scale[:, None]
+    y = torch.cat([y[:, :1] + shift[:, None], y[:, 1:]], dim=1)
+    samples = torch.einsum("sn,vncb->vscb", basis, y).relu()
+    return torch.einsum("sn,vscb->vncb", basis / len(basis), samples)
+
+
+class _NormReLU(torch.autograd.Function):
+    """`scale_relu` by the kernels, with gradients through mean and variance if they are `own`: those
+    of x. Nothing but x is kept: the samples are made again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x)
-        count = x.shape[0] * x.shape[3]
-        squares = (_field_sum(x[chunk].square()) for chunk in _chunks(x))
-        power = sum(squares, torch.zeros_like(x[0, 0, :, 0])) / count
-        return _field_sum(x[:, :1]) / count, power
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+        basis: Tensor,
+        own: bool,
+    ) -> Tensor:
+        x, inverse = x.contiguous(), torch.rsqrt(variance + eps)
+        ctx.save_for_backward(x, gain, bias, mean, inverse, basis)
+        ctx.own = own
+        scale = gain * inverse
+        return kernels.relu(x, scale, bias - mean * scale, basis)
 
     @staticmethod
-    def backward(ctx: Any, grad_mean: Tensor, grad_power: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        count = x.shape[0] * x.shape[3]
-        grad = x * (2 / count * grad_power)[:, None]
-        grad[:, 0] += (grad_mean / count)[:, None]
-        return grad
-
-
-class _ScaleReLU(torch.autograd.Function):
-    """basis^T relu(basis (scale x + shift)) / samples, chunk by chunk of vertices.
-
-    The shift goes to mode 0. The samples are made again in the backward pass: cheaper than keeping.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, basis: Tensor) -> Tensor:
-        ctx.save_for_backward(x, scale, shift, basis)
-        out = torch.empty_like(x)
-        back = basis.t() / len(basis)
-        for chunk in _chunks(x):
-            values = _samples(x[chunk], scale, shift, basis).relu_()
-            _times(back, values, out=out[chunk].flatten(2))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, scale, shift, basis = ctx.saved_tensors
-        grad, grad_x = grad.contiguous(), torch.empty_like(x)
-        grad_scale, grad_shift = torch.zeros_like(scale), torch.zeros_like(shift)
-        for chunk in _chunks(x):
-            values = _samples(x[chunk], scale, shift, basis)
-            through = _times(basis / len(basis), grad[chunk].flatten(2))
-            through = torch.ops.aten.threshold_backward(through, values, 0)
-            part = grad_x[chunk]
-            _times(basis.t(), through, out=part.flatten(2))
-            grad_shift += _field_sum(part[:, :1])
-            grad_scale += _field_sum(part * x[chunk])
-            part *= scale[:, None]
-        return grad_x, grad_scale, grad_shift, None
-
-
-def _samples(x: Tensor, scale: Tensor, shift: Tensor, basis: Tensor) -> Tensor:
-    """basis (scale x + shift): (V, N, C, B) -> (V, samples, C B)."""
-    scaled = x * scale[:, None]
-    scaled[:, 0] += shift[:, None]
-    return _times(basis, scaled.flatten(2))
-
-
-def _times(matrix: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
-    """The same small matrix times each x[v]; torch.matmul would fold and copy."""
-    return torch.bmm(matrix.expand(len(x), -1, -1), x, out=out)
-
-
-def _field_sum(x: Tensor) -> Tensor:
-    """Sum of (V, N, C, B) over all but C, the contiguous axis first: much the fastest order."""
-    return x.sum(dim=3).sum(dim=(0, 1))
-
-
-def _chunks(x: Tensor) -> list[slice]:
-    """Slices of vertices; one for all on a GPU."""
-    if x.device.type != "cpu":
-        return [slice(None)]
-    step = max(1, CHUNK_BYTES // (x[0].numel() * x.element_size()))
-    return [slice(start, start + step) for start in range(0, len(x), step)]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, bias, mean, inverse, basis = ctx.saved_tensors
+        scale = gain * inverse
+        shift = bias - mean * scale
+        h, sums = kernels.relu_backward(x, scale, shift, basis, grad.contiguous())
+        of_scale, of_shift = sums.to(x.dtype)
+        of_inverse = of_scale - mean * of_shift  # for each unit of the gain
+        along, ahead = torch.zeros_like(gain), torch.zeros_like(gain)
+        if ctx.own:  # mean and variance = power - mean^2 depend on x
+            count = x.shape[0] * x.shape[3]
+            of_power = -0.5 * inverse**3 * gain * of_inverse
+            along = 2 * of_power / count
+            ahead = (-scale * of_shift - 2 * mean * of_power) / count
+        kernels.combine(*map(array, (x, h, scale, along, ahead)))
+        return h, inverse * of_inverse, of_shift, None, None, None, None, None

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pdo.frames import default_frames
-from pdo.local import Derivatives, derive_and_mix
+from pdo.local import Derivatives, FieldOperator, derive_and_mix
 from pdo.mesh import Icosphere
 from pdo.operators import derivative_matrix, derivative_rows, terms, transport_matrix
 from pdo.precision import compute_dtype
-from pdo.sparse import SparseOperator
 from pdo.stencils import (
     SMOOTHED,
     StencilSpec,
@@ -77,7 +76,9 @@ class PDOConv(nn.Module):
         if stencil.smoothing_rings > 0:
             smooth = smoothing_stencil(mesh, frames, stencil.smoothing_rings)
             smooth = smooth if transport else without_transport(smooth)
-            self.smoothing = SparseOperator(transport_matrix(smooth, input_orders, len(mesh)))
+            self.smoothing = FieldOperator(
+                transport_matrix(smooth, input_orders, len(mesh)), 2 * input_orders + 1
+            )
         fit = fit_stencil(mesh, frames, stencil)
         fit = fit if transport else without_transport(fit)
         matrix = derivative_matrix(fit, mesh.mean_edge, input_orders, reached, len(mesh))
@@ -92,12 +93,11 @@ class PDOConv(nn.Module):
             self.weights.append(nn.Parameter(torch.randn(shape) * math.sqrt(2 / fan_in)))
 
     def forward(self, x: Tensor) -> Tensor:
-        v, n, c, b = x.shape
         if self.smoothing is not None:
-            x = self.smoothing(x.reshape(v * n, c * b)).view(v, n, c, b)
+            x = self.smoothing(x)
         weights = [real_weights(w) for w in self.weights]
         mixed = derive_and_mix(x, self.derivatives, weights, compute_dtype(x))
-        out = mixed.view(v, -1, self.out_fields, b)
+        out = mixed.view(len(x), -1, self.out_fields, x.shape[3])
         return nn.functional.pad(out, (0, 0, 0, 0, 0, self.unreached)) if self.unreached else out
 
 
@@ -137,15 +137,14 @@ class Pool(nn.Module):
         if smooth:
             stencil = restrict(smoothing_stencil(mesh, default_frames(mesh)), len(coarse))
             stencil = stencil if transport else without_transport(stencil)
-            self.operator = SparseOperator(
-                transport_matrix(stencil, orders, len(coarse), len(mesh))
+            self.operator = FieldOperator(
+                transport_matrix(stencil, orders, len(coarse), len(mesh)), 2 * orders + 1
             )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.operator is None:
             return x[: self.vertices].contiguous()
-        _, n, c, b = x.shape
-        return self.operator(x.reshape(-1, c * b)).view(-1, n, c, b)
+        return self.operator(x)
 
 
 class Unpool(nn.Module):
@@ -156,11 +155,11 @@ class Unpool(nn.Module):
     def __init__(self, coarse: Icosphere, mesh: Icosphere, orders: int) -> None:
         super().__init__()
         stencil = midpoint_stencil(coarse, default_frames(mesh))
-        self.operator = SparseOperator(transport_matrix(stencil, orders, len(mesh), len(coarse)))
+        matrix = transport_matrix(stencil, orders, len(mesh), len(coarse))
+        self.operator = FieldOperator(matrix, 2 * orders + 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, n, c, b = x.shape
-        return self.operator(x.reshape(-1, c * b)).view(-1, n, c, b)
+        return self.operator(x)
 
 
 class InvariantReadout(nn.Module):

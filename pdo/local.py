@@ -1,12 +1,15 @@
-"""Derivatives and channel mixing of a layer in one pass over the vertices, some at a time.
+"""What a layer takes from the vertices near each vertex: derivatives and their channel mixing in
+one pass, and smoothing.
 
-The derivatives of a field are about five times as large as the field. Made for a few vertices,
-mixed at once and forgotten, they stay in the cache; the backward pass makes them again.
+On a CPU the sums over neighbours are loops of `pdo.kernels`. The derivatives of a field are about
+five times as large as the field: they are made for some vertices at a time, laid out as one matrix
+for the mixing, and if they are many forgotten; the backward pass makes them again. Elsewhere the
+same is written in torch's own operations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,18 +17,69 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-CHUNK_BYTES = 2**20
-"""So many bytes of derivatives are worked on at a time: about a core's second-level cache."""
+from pdo import kernels
+from pdo.kernels import TILE, array
+from pdo.sparse import SparseOperator
 
-ONE_BLOCK = 7
-"""Up to so many fibre coordinates, one dense block for all modes is faster than one for each."""
+CHUNK_BYTES = 2**24
+"""So many bytes of derivatives are made at a time; a layer that has no more of them keeps them for
+the backward pass."""
 
 
-class Derivatives(nn.Module):
-    """The matrix of `operators.derivative_matrix`, as small dense blocks: for every vertex and
-    group of fibre modes, what the rows that read these modes take from the vertices near it.
+class Neighbourhood(nn.Module):
+    """A matrix from fields to rows at each vertex, as weights of the vertices near it.
 
-    Blocks are buffers outside the state dict, as in `SparseOperator`.
+    Tables are buffers outside the state dict, as in `SparseOperator`.
+
+    Args:
+        matrix: (V' * R, V * N), vertex by vertex.
+        rows: R, at each vertex.
+        coordinates: N, of the input's fibre.
+    """
+
+    near: Tensor
+    pairs: Tensor
+    tiles: Tensor
+    sources: Tensor
+    weights: Tensor
+
+    def __init__(self, matrix: sparse.csr_array, rows: int, coordinates: int) -> None:
+        super().__init__()
+        self.rows, self.coordinates, self.nnz = rows, coordinates, matrix.nnz
+        self.vertices = matrix.shape[0] // rows
+        near, dense = _dense(matrix, rows, coordinates)
+        reads = np.any(dense != 0, axis=(0, 2))  # (R, N)
+        pairs = _pairs(rows, lambda a, b: bool((reads[a] == reads[b]).all()))
+        listed = [
+            [(j, q) for q in np.flatnonzero(reads[a]).tolist() for j in range(near.shape[1])]
+            for a, _ in pairs
+        ]
+        sources, tiles, real = _tiled(listed, filler=(0, 0))
+        weights = np.zeros((self.vertices, len(sources), 2, TILE))
+        for (a, b), start, end in zip(pairs, tiles[:-1], tiles[1:], strict=True):
+            j, q = sources[start:end, :, 0], sources[start:end, :, 1]
+            weights[:, start:end, 0] = dense[:, a][:, j, q] * real[start:end]
+            if b >= 0:
+                weights[:, start:end, 1] = dense[:, b][:, j, q] * real[start:end]
+        self._table("near", near)
+        self._table("pairs", np.array(pairs))
+        self._table("tiles", tiles)
+        self._table("sources", sources)
+        self._table("weights", weights)
+
+    def _table(self, name: str, values: np.ndarray) -> None:
+        dtype = torch.get_default_dtype() if values.dtype.kind == "f" else torch.int64
+        self.register_buffer(name, torch.from_numpy(values).to(dtype), persistent=False)
+
+    def gather(self, x: Tensor, first: int, columns: bool, out: Tensor) -> None:
+        """`kernels.gather` of a field (V, N, C, B) on the CPU, into `out`."""
+        tables = (self.near, self.pairs, self.tiles, self.sources, self.weights)
+        parts = kernels.threads()
+        kernels.gather(array(x), *map(array, tables), first, columns, array(out), parts)
+
+
+class Derivatives(Neighbourhood):
+    """The matrix of `operators.derivative_matrix`, made for `derive_and_mix`.
 
     Args:
         matrix: (V * (R_0 + R_1 + ...), V * N), the rows of each output order below the last's.
@@ -33,92 +87,129 @@ class Derivatives(nn.Module):
         coordinates: N, of the input's fibre.
     """
 
-    neighbours: Tensor
-    order: Tensor
+    places: Tensor
+    back_tiles: Tensor
+    back_sources: Tensor
+    back_weights: Tensor
 
     def __init__(self, matrix: sparse.csr_array, rows: Sequence[int], coordinates: int) -> None:
-        super().__init__()
         vertices = matrix.shape[1] // coordinates
-        entries = matrix.tocoo()
-        vertex, row = _by_vertex(entries.row, rows, vertices)
-        near, coordinate = np.divmod(entries.col, coordinates)
-        neighbours, place = _neighbours(vertex, near, vertices)
-        dense = np.zeros((vertices, sum(rows), neighbours.shape[1], coordinates))
-        dense[vertex, row, place, coordinate] = entries.data
+        matrix = matrix[_by_vertex(rows, vertices)]
+        super().__init__(matrix, sum(rows), coordinates)
+        self.rows_of_order, self.product = tuple(rows), SparseOperator(matrix)
+        _, dense = _dense(matrix, sum(rows), coordinates)
+        reads = np.any(dense != 0, axis=(0, 2))
+        places = [(0, 0), *((q, q + 1) for q in range(1, coordinates, 2))]
+        listed = [
+            [(r,) for r in np.flatnonzero(reads[:, list(p)].any(axis=1)).tolist()] for p in places
+        ]
+        sources, tiles, real = _tiled(listed, filler=(0,))
+        sources = sources[..., 0]
+        weights = np.zeros((vertices, dense.shape[2], len(sources), 2, TILE))
+        for place, start, end in zip(places, tiles[:-1], tiles[1:], strict=True):
+            part = dense[:, sources[start:end]] * real[start:end, :, None, None]
+            for k, q in enumerate(dict.fromkeys(place)):
+                weights[:, :, start:end, k] = np.moveaxis(part[..., q], 3, 1)
+        self._table("places", np.array(places))
+        self._table("back_tiles", tiles)
+        self._table("back_sources", sources)
+        self._table("back_weights", weights)
 
-        self.rows, self.coordinates, self.nnz = tuple(rows), coordinates, matrix.nnz
-        self.register_buffer("neighbours", torch.from_numpy(neighbours), persistent=False)
-        self.groups = _groups(dense)
-        for i, (group_rows, columns) in enumerate(self.groups):
-            block = dense[:, group_rows][..., columns].reshape(vertices, len(group_rows), -1)
-            values = torch.from_numpy(block).to(torch.get_default_dtype())
-            self.register_buffer(f"block{i}", values, persistent=False)
-        order = np.argsort(np.concatenate([group_rows for group_rows, _ in self.groups]))
-        self.register_buffer("order", torch.from_numpy(order), persistent=False)
-
-    def of(self, x: Tensor, chunk: slice) -> Tensor:
-        """All derivatives at a chunk of vertices: (V, N, K) -> (chunk, sum of R_m, K)."""
-        near = self.neighbours[chunk]
-        parts = []
-        for block, (_, columns) in zip(self._blocks(x, chunk), self.groups, strict=True):
-            around = x[:, columns].index_select(0, near.flatten())
-            parts.append(torch.bmm(block, around.view(len(near), -1, x.shape[2])))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1).index_select(1, self.order)
-
-    def add_transposed(self, grad: Tensor, chunk: slice, total: Tensor) -> None:
-        """The transpose of `of`: adds what a chunk of gradients (chunk, sum of R_m, K) gives the
-        vertices near it to `total` (V, N, K)."""
-        near = self.neighbours[chunk].flatten()
-        parts = []
-        for block, (rows, _) in zip(self._blocks(grad, chunk), self.groups, strict=True):
-            part = grad if len(self.groups) == 1 else grad[:, rows]
-            around = torch.bmm(block.transpose(1, 2), part)
-            parts.append(around.view(len(near), -1, total.shape[2]))
-        around = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        total.index_add_(0, near, around.to(total.dtype))
-
-    def _blocks(self, x: Tensor, chunk: slice) -> list[Tensor]:
-        blocks = (getattr(self, f"block{i}") for i in range(len(self.groups)))
-        return [block[chunk].to(x.dtype) for block in blocks]
+    def scatter(self, grad: Tensor, first: int, total: Tensor) -> None:
+        """The transpose of `gather` with columns: adds what gradients (R, C, n, B) of the
+        derivatives give the vertices near by to `total` (V, N, C, B)."""
+        tables = (self.places, self.back_tiles, self.back_sources, self.back_weights)
+        parts, near = kernels.threads(), array(self.near)
+        kernels.scatter(array(grad), near, *map(array, tables), first, array(total), parts)
 
 
-def _by_vertex(
-    rows: np.ndarray, counts: Sequence[int], vertices: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of an order-by-order matrix as (vertex, row at the vertex)."""
-    vertex, at = np.empty_like(rows), np.empty_like(rows)
-    start = first = 0
-    for count in counts:
-        here = (rows >= start) & (rows < start + vertices * count)
-        vertex[here], at[here] = np.divmod(rows[here] - start, count)
-        at[here] += first
-        start, first = start + vertices * count, first + count
-    return vertex, at
+class FieldOperator(nn.Module):
+    """y = A x of fields (V, N, C, B) -> (V', N, C, B) for a matrix of `operators.transport_matrix`:
+    smoothing, pooling, interpolation."""
+
+    def __init__(self, matrix: sparse.csr_array, coordinates: int) -> None:
+        super().__init__()
+        self.forth = Neighbourhood(matrix, coordinates, coordinates)
+        self.back = Neighbourhood(matrix.T.tocsr(), coordinates, coordinates)
+        self.product = SparseOperator(matrix)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if kernels.apply_to(x):
+            return _Gathered.apply(x, self.forth, self.back)
+        _, n, c, b = x.shape
+        return self.product(x.reshape(-1, c * b)).view(-1, n, c, b)
 
 
-def _neighbours(
-    vertex: np.ndarray, near: np.ndarray, vertices: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Who is near each vertex, (V, most neighbours), filled up with the vertex itself; and where
-    each of the pairs (vertex, near) stands in it."""
-    pairs, index = np.unique(vertex.astype(np.int64) * vertices + near, return_inverse=True)
-    owner, other = np.divmod(pairs, vertices)
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forth: Neighbourhood, back: Neighbourhood) -> Tensor:
+        ctx.operators = back, forth
+        out = x.new_empty(forth.vertices, *x.shape[1:])
+        forth.gather(x.contiguous(), 0, False, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Gathered.apply(grad, *ctx.operators), None, None
+
+
+def _dense(matrix: sparse.csr_array, rows: int, coordinates: int) -> tuple[np.ndarray, np.ndarray]:
+    """Who is near each vertex, (V', J), filled up with the first of them; and what its rows take
+    from each, (V', R, J, N)."""
+    vertices = matrix.shape[0] // rows
+    entries = matrix.tocoo()
+    vertex, row = np.divmod(entries.row.astype(np.int64), rows)
+    other, coordinate = np.divmod(entries.col.astype(np.int64), coordinates)
+    size = matrix.shape[1] // coordinates
+    found, index = np.unique(vertex * size + other, return_inverse=True)
+    owner, neighbour = np.divmod(found, size)
     counts = np.bincount(owner, minlength=vertices)
-    place = np.arange(len(pairs)) - np.repeat(np.cumsum(counts) - counts, counts)
-    table = np.repeat(np.arange(vertices)[:, None], counts.max(), axis=1)
-    table[owner, place] = other
-    return table, place[index]
+    starts = np.cumsum(counts) - counts
+    place = np.arange(len(found)) - starts[owner]
+    near = np.repeat(neighbour[np.minimum(starts, len(found) - 1)][:, None], counts.max(), axis=1)
+    near[owner, place] = neighbour
+    dense = np.zeros((vertices, rows, counts.max(), coordinates))
+    dense[vertex, row, place[index], coordinate] = entries.data
+    return near, dense
 
 
-def _groups(dense: np.ndarray) -> list[tuple[np.ndarray, slice]]:
-    """Rows that read the same fibre modes, with the coordinates of these modes."""
-    n = dense.shape[-1]
-    if n <= ONE_BLOCK:
-        columns = [slice(0, n)]
-    else:
-        columns = [slice(0, 1), *(slice(i, i + 2) for i in range(1, n, 2))]
-    reads = np.any(dense != 0, axis=(0, 2))
-    return [(np.flatnonzero(reads[:, part].any(axis=1)), part) for part in columns]
+def _by_vertex(rows: Sequence[int], vertices: int) -> np.ndarray:
+    """Row numbers of an order-by-order matrix, vertex by vertex."""
+    starts = vertices * (np.cumsum(rows) - rows)
+    at = [
+        start + count * np.arange(vertices)[:, None] + np.arange(count)
+        for start, count in zip(starts, rows, strict=True)
+    ]
+    return np.concatenate(at, axis=1).ravel()
+
+
+def _pairs(rows: int, alike: Callable[[int, int], bool]) -> list[tuple[int, int]]:
+    """Rows two by two, neighbours that are alike; -1 where a row stays alone."""
+    pairs, row = [], 0
+    while row < rows:
+        both = row + 1 < rows and alike(row, row + 1)
+        pairs.append((row, row + 1 if both else -1))
+        row += 2 if both else 1
+    return pairs
+
+
+def _tiled(
+    lists: Sequence[Sequence[tuple[int, ...]]], filler: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lists cut into tiles, each list's last filled up: (T, TILE, length of an entry), where the
+    tiles of each list start, and which entries are real (T, TILE)."""
+    tiles, starts, real = [], [0], []
+    for entries in lists:
+        padding = -len(entries) % TILE
+        tiles += [*entries, *[filler] * padding]
+        real += [True] * len(entries) + [False] * padding
+        starts.append(len(tiles) // TILE)
+    width = len(filler)
+    return (
+        np.array(tiles).reshape(-1, TILE, width),
+        np.array(starts),
+        np.array(real).reshape(-1, TILE),
+    )
 
 
 def derive_and_mix(
@@ -134,7 +225,13 @@ def derive_and_mix(
 
     Shape: (V, N, C, B) -> (V, all rows out, B).
     """
-    return _DeriveAndMix.apply(x, derivatives, dtype, *weights)
+    if kernels.apply_to(x):
+        return _DeriveAndMix.apply(x, derivatives, dtype, *weights)
+    v, n, c, b = x.shape
+    derived = derivatives.product(x.reshape(v * n, c * b)).view(v, -1, b)
+    return torch.cat(
+        [w.to(dtype) @ derived[:, columns].to(dtype) for w, columns, _ in _orders(weights)], dim=1
+    ).to(x.dtype)
 
 
 class _DeriveAndMix(torch.autograd.Function):
@@ -142,64 +239,66 @@ class _DeriveAndMix(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, derivatives: Derivatives, dtype: torch.dtype, *weights: Tensor
     ) -> Tensor:
-        low, matrices = x.to(dtype), [w.to(dtype) for w in weights]
-        ctx.derivatives = derivatives
-        ctx.save_for_backward(low, *matrices)
+        x, matrices = x.contiguous(), [w.to(dtype) for w in weights]
+        ctx.derivatives, ctx.dtype = derivatives, dtype
         out = x.new_empty(len(x), sum(len(w) for w in weights), x.shape[3])
-        for chunk in chunks(low, sum(derivatives.rows)):
-            mix(_derived(low, derivatives, chunk), matrices, out[chunk])
+        parts = chunks(x, derivatives.rows, dtype)
+        for chunk in parts:
+            derived = _derived(x, derivatives, chunk, dtype)
+            mixed = mix(derived.flatten(0, 1).flatten(1), matrices)
+            kernels.from_columns(
+                array(mixed.view(len(mixed), -1, x.shape[3])), chunk.start, array(out)
+            )
+        ctx.save_for_backward(x, derived if len(parts) == 1 else None, *matrices)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        low, *matrices = ctx.saved_tensors
-        derivatives = ctx.derivatives
+        x, kept, *matrices = ctx.saved_tensors
+        derivatives, grad = ctx.derivatives, grad.contiguous()
+        transposed = [w.t().contiguous() for w in matrices]  # faster in bfloat16
         grad_weights = [torch.zeros_like(w, dtype=grad.dtype) for w in matrices]
-        transposed = [w.t().contiguous() for w in matrices]  # twice as fast in bfloat16
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad.new_zeros(*low.shape[:2], low[0, 0].numel())
-        for chunk in chunks(low, sum(derivatives.rows)):
-            derived = _derived(low, derivatives, chunk)
-            above = grad[chunk].to(low.dtype)
-            add_weight_gradients(derived, above, grad_weights)
+        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        for chunk in chunks(x, derivatives.rows, ctx.dtype):
+            derived = _derived(x, derivatives, chunk, ctx.dtype) if kept is None else kept
+            columns = derived.flatten(0, 1).flatten(1)
+            above = torch.empty(grad.shape[1], *derived.shape[2:], dtype=ctx.dtype)
+            kernels.to_columns(array(grad), chunk.start, array(above))
+            add_weight_gradients(columns, above.flatten(1), grad_weights)
             if grad_x is not None:
-                below = mix_transposed(above, transposed, out=derived)  # no longer needed
-                derivatives.add_transposed(
-                    below.view(len(below), sum(derivatives.rows), -1), chunk, grad_x
-                )
-        return grad_x if grad_x is None else grad_x.view(low.shape), None, None, *grad_weights
+                below = torch.empty_like(derived)
+                mix_transposed(above.flatten(1), transposed, out=below.view(columns.shape))
+                derivatives.scatter(below, chunk.start, grad_x)
+        return grad_x, None, None, *grad_weights
 
 
-def _derived(x: Tensor, derivatives: Derivatives, chunk: slice) -> Tensor:
-    """Derivatives at a chunk of vertices, as the columns of the weights count: (chunk, R C, B)."""
-    derived = derivatives.of(x.flatten(2), chunk)
-    return derived.view(len(derived), -1, x.shape[3])
-
-
-def mix(derived: Tensor, weights: Sequence[Tensor], out: Tensor) -> None:
-    """out = each order's matrix times its derivatives: (V, R C, B) -> (V, all rows out, B)."""
-    for w, columns, rows in _orders(weights):
-        out[:, rows] = torch.bmm(w.expand(len(out), -1, -1), derived[:, columns])
-
-
-def mix_transposed(grad: Tensor, transposed: Sequence[Tensor], out: Tensor) -> Tensor:
-    """The transpose of `mix`: gradients of the derivatives, into `out` (V, R C, B)."""
-    for w, (_, columns, rows) in zip(transposed, _orders([w.t() for w in transposed]), strict=True):
-        out[:, columns] = torch.bmm(w.expand(len(grad), -1, -1), grad[:, rows])
+def _derived(x: Tensor, derivatives: Derivatives, chunk: slice, dtype: torch.dtype) -> Tensor:
+    """Derivatives at a chunk of vertices, for the products: (R, C, chunk, B)."""
+    _, _, c, b = x.shape
+    out = torch.empty(derivatives.rows, c, chunk.stop - chunk.start, b, dtype=dtype)
+    derivatives.gather(x, chunk.start, True, out)
     return out
+
+
+def mix(derived: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Each order's matrix times its derivatives: (R C, K) -> (all rows out, K)."""
+    out = derived.new_empty(sum(len(w) for w in weights), derived.shape[1])
+    for w, columns, rows in _orders(weights):
+        torch.mm(w, derived[columns], out=out[rows])
+    return out
+
+
+def mix_transposed(grad: Tensor, transposed: Sequence[Tensor], out: Tensor) -> None:
+    """The transpose of `mix`: gradients of the derivatives, into `out` (R C, K)."""
+    for w, (_, columns, rows) in zip(transposed, _orders([w.t() for w in transposed]), strict=True):
+        torch.mm(w, grad[rows], out=out[columns])
 
 
 def add_weight_gradients(derived: Tensor, grad: Tensor, totals: Sequence[Tensor]) -> None:
     """Adds to each order's total the products of gradients and derivatives, summed over vertices
     and batch."""
     for total, columns, rows in _orders(totals):
-        total += _flat(grad[:, rows]) @ _flat(derived[:, columns]).t()
-
-
-def _flat(x: Tensor) -> Tensor:
-    """(V, K, B) -> (K, V B)."""
-    return x.transpose(0, 1).flatten(1)
+        total += grad[rows] @ derived[columns].t()
 
 
 def _orders(weights: Sequence[Tensor]) -> Iterator[tuple[Tensor, slice, slice]]:
@@ -210,9 +309,7 @@ def _orders(weights: Sequence[Tensor]) -> Iterator[tuple[Tensor, slice, slice]]:
         column, row = column + w.shape[1], row + len(w)
 
 
-def chunks(x: Tensor, rows: int) -> list[slice]:
-    """Slices of vertices whose derivatives, `rows` for each of x, fit the cache; all on a GPU."""
-    if x.device.type != "cpu":
-        return [slice(None)]
-    step = max(1, CHUNK_BYTES // max(1, rows * x[0, 0].numel() * x.element_size()))
-    return [slice(start, start + step) for start in range(0, len(x), step)]
+def chunks(x: Tensor, rows: int, dtype: torch.dtype) -> list[slice]:
+    """Slices of vertices whose derivatives, `rows` for each of x, fit the cache."""
+    step = max(1, CHUNK_BYTES // max(1, rows * x[0, 0].numel() * dtype.itemsize))
+    return [slice(start, min(start + step, len(x))) for start in range(0, len(x), step)]

@@ -6,39 +6,105 @@ import numpy as np
 import pytest
 import torch
 
-from pdo import local
+from pdo import kernels, local
 from pdo.frames import default_frames
+from pdo.kernels import array
 from pdo.layers import PDOConv
-from pdo.local import Derivatives
+from pdo.local import Derivatives, FieldOperator
 from pdo.mesh import Icosphere
-from pdo.networks import pdo_es2cnn_small
-from pdo.operators import derivative_matrix, derivative_rows, terms
-from pdo.stencils import GAUSSIAN, PAPER, fit_stencil
+from pdo.networks import _as_field, pdo_es2cnn_small
+from pdo.operators import derivative_matrix, derivative_rows, terms, transport_matrix
+from pdo.stencils import GAUSSIAN, PAPER, fit_stencil, restrict, smoothing_stencil
 
 MESH = Icosphere(2)
 
 
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("spec", [PAPER, GAUSSIAN], ids=["paper", "gaussian"])
-@pytest.mark.parametrize("orders", [0, 1, 2, 3, 5])  # N <= 7: one block; above: one for each mode
-def test_blocks_are_the_matrix_and_its_transpose(orders, spec):
+@pytest.mark.parametrize("orders", [0, 1, 2, 3, 5])
+def test_kernels_are_the_matrix_and_its_transpose(float64, orders, spec):
     stencil, out = fit_stencil(MESH, default_frames(MESH), spec), min(orders + 2, 5)
     matrix = derivative_matrix(stencil, MESH.mean_edge, orders, out, len(MESH))
     rows = [derivative_rows(m, orders) for m in range(out + 1)]
-    torch.set_default_dtype(torch.float64)
     derivatives = Derivatives(matrix, rows, 2 * orders + 1)
-    torch.set_default_dtype(torch.float32)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((len(MESH), 2 * orders + 1, 3))
-    y = torch.cat([derivatives.of(torch.tensor(x), slice(a, a + 50)) for a in range(0, 162, 50)])
+    x = torch.randn(len(MESH), 2 * orders + 1, 3, 2)
+    y = torch.full((sum(rows), 3, len(MESH), 2), torch.nan)
+    total, grad = torch.zeros_like(x), torch.randn(y.shape)
+    for first in range(0, len(MESH), 50):
+        part = torch.empty_like(y[:, :, first : first + 50]).contiguous()
+        derivatives.gather(x, first, True, part)
+        y[:, :, first : first + 50] = part
+        derivatives.scatter(grad[:, :, first : first + 50].contiguous(), first, total)
     starts = np.cumsum([0, *rows])
-    of_orders = [y[:, a:b].reshape(-1, 3) for a, b in pairwise(starts)]
-    want = matrix @ x.reshape(-1, 3)
+    of_orders = [y[a:b].permute(2, 0, 1, 3).reshape(-1, 6) for a, b in pairwise(starts)]
+    want = matrix @ x.reshape(-1, 6).numpy()
     np.testing.assert_allclose(torch.cat(of_orders).numpy(), want, atol=1e-12 * abs(want).max())
-    total = torch.zeros_like(torch.tensor(x))
-    grad = torch.tensor(rng.standard_normal(y.shape))
-    for a in range(0, 162, 50):
-        derivatives.add_transposed(grad[a : a + 50], slice(a, a + 50), total)
-    torch.testing.assert_close((grad * y).sum(), (total * torch.tensor(x)).sum())
+    torch.testing.assert_close((grad * y).sum(), (total * x).sum())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_field_operator_is_its_matrix(float64, threads):
+    """A rectangular one: pooling from 162 vertices to 42."""
+    coarse = Icosphere(1)
+    stencil = restrict(smoothing_stencil(MESH, default_frames(MESH)), len(coarse))
+    matrix = transport_matrix(stencil, 2, len(coarse), len(MESH))
+    operator, x = FieldOperator(matrix, 5), torch.randn(len(MESH), 5, 3, 4, requires_grad=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    want = torch.tensor(matrix.toarray()) @ x.reshape(-1, 12)
+    torch.testing.assert_close(operator(x).reshape(-1, 12), want)
+    grad = torch.randn(len(coarse), 5, 3, 4)
+    (ours,) = torch.autograd.grad(operator(x), x, grad)
+    (theirs,) = torch.autograd.grad(want, x, grad.reshape(-1, 12))
+    torch.set_num_threads(before)
+    torch.testing.assert_close(ours, theirs)
+    assert not operator.state_dict()
+
+
+def test_the_number_of_threads_changes_no_bit():
+    torch.manual_seed(0)
+    net, x = pdo_es2cnn_small(level=3), torch.randn(4, 1, len(Icosphere(3)))
+
+    def gradients(threads):
+        torch.set_num_threads(threads)
+        return torch.autograd.grad(net.features[:3](_as_field(x)).square().sum(), weights)
+
+    before, weights = torch.get_num_threads(), list(net.features[:3].parameters())
+    try:
+        one, two = gradients(1), gradients(2)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("stencil", ["smoothed", "paper"])
+def test_kernels_agree_with_the_way_of_a_gpu(float64, stencil, monkeypatch):
+    """The same network where the tensors say that they are not on a CPU."""
+    torch.manual_seed(0)
+    net = pdo_es2cnn_small(level=2, stencil=stencil)
+    x = torch.randn(3, 1, len(MESH))
+
+    def step():
+        logits = net(x)
+        return [logits, *torch.autograd.grad(logits.square().sum(), list(net.parameters()))]
+
+    ours = step()
+    monkeypatch.setattr(kernels, "apply_to", lambda x: False)
+    for a, b in zip(ours, step(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_bfloat16_rounds_to_the_nearest_even():
+    values = torch.tensor([1.0, 1.00390625, 1.01171875, -3.1415927, 1e-3, 65504.0]).repeat(8)
+    out = torch.empty(1, 48, dtype=torch.bfloat16)
+    kernels.to_columns(array(values.view(1, 1, 48)), 0, array(out.view(1, 1, 48)))
+    torch.testing.assert_close(out, values.to(torch.bfloat16)[None], rtol=0, atol=0)
 
 
 def test_rows_are_those_of_the_terms():
@@ -60,7 +126,7 @@ def test_chunks_do_not_change_the_layer(monkeypatch, orders):
 
     whole = step()
     monkeypatch.setattr(local, "CHUNK_BYTES", 20_000)
-    assert len(local.chunks(x, sum(conv.derivatives.rows))) > 5
+    assert len(local.chunks(x, conv.derivatives.rows, x.dtype)) > 5
     for a, b in zip(step(), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 

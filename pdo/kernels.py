@@ -1,0 +1,402 @@
+"""Loops over the vertices of a field that torch has no fast operation for, compiled by Numba for
+the CPU.
+
+Fields are (V, N, C, B) as in `pdo.layers`, in float32 or float64. Every element is summed in one
+order, whatever the number of threads: the same bits on one core as on many.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import config, njit, prange, set_num_threads, types
+from numba.cpython.unsafe.tuple import tuple_setitem
+from numba.extending import overload
+from torch import Tensor
+
+TILE = 4
+"""Terms of a sum over neighbours that are added in one loop."""
+BLOCK = 256
+"""Numbers of a fibre coordinate at a vertex that `relu` works on at a time, in a core's first-level
+cache."""
+VERTICES = 64
+"""Vertices whose partial sums are kept in the field's own precision, before float64."""
+
+CONTRACT = {"contract"}  # multiply-adds in one rounding; sums are not reordered
+NOWHERE = (np.uint64(0),) * TILE
+U = (
+    np.uint64
+)  # an unsigned index spares the check for a negative one, and lets the loop be a vector's
+
+
+def array(x: Tensor) -> np.ndarray:
+    """The memory of a CPU tensor; bfloat16 as its bits."""
+    x = x.detach()
+    return x.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def apply_to(x: Tensor) -> bool:
+    """Whether the kernels can work on a tensor: whether it is on a CPU."""
+    return x.device.type == "cpu"
+
+
+def threads() -> int:
+    """Lets Numba use as many threads as torch does, so far as it has them; returns how many."""
+    count = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)
+    set_num_threads(count)
+    return count
+
+
+def _put(target, at, source, start, count):  # type: ignore[no-untyped-def]
+    """target[at:] = source[start : start + count], rounded to bfloat16 if the target is bits."""
+    raise NotImplementedError
+
+
+@overload(_put, inline="always", strict=False)
+def _put_of(target: Any, at: Any, source: Any, start: Any, count: Any) -> Any:
+    if target.dtype is types.uint16:
+
+        def rounded(target, at, source, start, count):  # type: ignore[no-untyped-def]
+            bits = source.view(np.uint32)
+            for k in range(count):
+                u = bits[start + k]
+                even = (u >> np.uint32(16)) & np.uint32(1)
+                target[at + k] = np.uint16((u + np.uint32(0x7FFF) + even) >> np.uint32(16))
+
+        return rounded
+
+    def copied(target, at, source, start, count):  # type: ignore[no-untyped-def]
+        for k in range(count):
+            target[at + k] = source[start + k]
+
+    return copied
+
+
+def _take(target, at, source, start, count):  # type: ignore[no-untyped-def]
+    """target[at:] = source[start : start + count], from bfloat16 if the source is bits."""
+    raise NotImplementedError
+
+
+@overload(_take, inline="always", strict=False)
+def _take_of(target: Any, at: Any, source: Any, start: Any, count: Any) -> Any:
+    if source.dtype is types.uint16:
+
+        def widened(target, at, source, start, count):  # type: ignore[no-untyped-def]
+            bits = target.view(np.uint32)
+            for k in range(count):
+                bits[at + k] = np.uint32(source[start + k]) << np.uint32(16)
+
+        return widened
+
+    def copied(target, at, source, start, count):  # type: ignore[no-untyped-def]
+        for k in range(count):
+            target[at + k] = source[start + k]
+
+    return copied
+
+
+@njit(parallel=True, fastmath=CONTRACT, cache=True)
+def gather(  # type: ignore[no-untyped-def]
+    x, near, rows, tiles, sources, weights, first, columns, out, parts
+):
+    """Rows at the vertices `first`, `first` + 1, ... as weighted sums over the vertices near them.
+
+    x: (V, N, C, B). near: (V', J). rows: (G, 2), pairs of rows that read the same things; the
+    second may be -1. tiles: (G + 1,), where the tiles of each pair start. sources: (T, TILE, 2),
+    what a tile reads: place in `near`, fibre coordinate. weights: (V', T, 2, TILE), for each row.
+    out: (R, C, n, B) if `columns`, for matrix products; else (n, R, C, B), a field. parts: channels
+    are worked on in so many parts, one thread each.
+    """
+    _, coordinates, channels, batch = x.shape
+    length = channels * batch
+    vertices = out.shape[2] if columns else out.shape[0]
+    height = out.shape[0] if columns else out.shape[1]
+    flat, target = x.reshape(-1), out.reshape(-1)
+    zero = x.dtype.type(0)
+    width = (channels + parts - 1) // parts
+    for part in prange((channels + width - 1) // width):
+        c0, c1 = part * width, min(channels, (part + 1) * width)
+        k0, count = c0 * batch, U((c1 - c0) * batch)
+        sums = np.empty(2 * count, x.dtype)
+        at, w, u = NOWHERE, (zero, zero, zero, zero), (zero, zero, zero, zero)
+        for i in range(vertices):
+            v = first + i
+            for g in range(len(rows)):
+                sums[:] = 0
+                for t in range(tiles[g], tiles[g + 1]):
+                    for p in range(TILE):
+                        place = near[v, sources[t, p, 0]] * coordinates + sources[t, p, 1]
+                        at = tuple_setitem(at, p, U(place * length + k0))
+                        w = tuple_setitem(w, p, weights[v, t, 0, p])
+                        u = tuple_setitem(u, p, weights[v, t, 1, p])
+                    for k in range(count):
+                        a, b = sums[k], sums[count + k]
+                        for p in range(TILE):
+                            value = flat[at[p] + k]
+                            a += w[p] * value
+                            b += u[p] * value
+                        sums[k], sums[count + k] = a, b
+                for e in range(2):
+                    row = rows[g, e]
+                    if row < 0:
+                        continue
+                    if columns:
+                        for c in range(c0, c1):
+                            start = U(((row * channels + c) * vertices + i) * batch)
+                            _put(target, start, sums, U(e) * count + U((c - c0) * batch), U(batch))
+                    else:
+                        _put(target, U((i * height + row) * length + k0), sums, U(e) * count, count)
+
+
+@njit(parallel=True, fastmath=CONTRACT, cache=True)
+def scatter(  # type: ignore[no-untyped-def]
+    grad, near, places, tiles, sources, weights, first, total, parts
+):
+    """The transpose of `gather` with columns: adds what gradients of the rows, (R, C, n, B), give
+    the vertices near by to `total` (V, N, C, B).
+
+    places: (G, 2), pairs of fibre coordinates that the same rows read; twice the same for a single
+    one, whose second weights are 0. tiles: (G + 1,). sources: (T, TILE), the rows of a tile.
+    weights: (V', J, T, 2, TILE).
+    """
+    _, coordinates, channels, batch = total.shape
+    length = channels * batch
+    height, _, vertices, _ = grad.shape
+    flat, source = total.reshape(-1), grad.reshape(-1)
+    zero = total.dtype.type(0)
+    width = (channels + parts - 1) // parts
+    for part in prange((channels + width - 1) // width):
+        c0, c1 = part * width, min(channels, (part + 1) * width)
+        k0, count = c0 * batch, U((c1 - c0) * batch)
+        rows = np.empty(U(height) * count, total.dtype)
+        at, w, u = NOWHERE, (zero, zero, zero, zero), (zero, zero, zero, zero)
+        for i in range(vertices):
+            v = first + i
+            for row in range(height):
+                for c in range(c0, c1):
+                    start = U(((row * channels + c) * vertices + i) * batch)
+                    _take(rows, U(row) * count + U((c - c0) * batch), source, start, U(batch))
+            for j in range(near.shape[1]):
+                for g in range(len(places)):
+                    p0 = U((near[v, j] * coordinates + places[g, 0]) * length + k0)
+                    p1 = U((near[v, j] * coordinates + places[g, 1]) * length + k0)
+                    for t in range(tiles[g], tiles[g + 1]):
+                        for p in range(TILE):
+                            at = tuple_setitem(at, p, U(sources[t, p]) * count)
+                            w = tuple_setitem(w, p, weights[v, j, t, 0, p])
+                            u = tuple_setitem(u, p, weights[v, j, t, 1, p])
+                        if p0 == p1:
+                            for k in range(count):
+                                a = flat[p0 + k]
+                                for p in range(TILE):
+                                    a += w[p] * rows[at[p] + k]
+                                flat[p0 + k] = a
+                        else:
+                            for k in range(count):
+                                a, b = flat[p0 + k], flat[p1 + k]
+                                for p in range(TILE):
+                                    value = rows[at[p] + k]
+                                    a += w[p] * value
+                                    b += u[p] * value
+                                flat[p0 + k], flat[p1 + k] = a, b
+
+
+@njit(parallel=True, fastmath=CONTRACT, cache=True)
+def to_columns(x, first, out):  # type: ignore[no-untyped-def]
+    """Rows of the field x (V, R, B) from vertex `first` on as columns (R, n, B)."""
+    _, height, batch = x.shape
+    vertices = out.shape[1]
+    source, target = x.reshape(-1), out.reshape(-1)
+    for row in prange(height):
+        for i in range(vertices):
+            start = U(((first + i) * height + row) * batch)
+            _put(target, U((row * vertices + i) * batch), source, start, U(batch))
+
+
+@njit(parallel=True, fastmath=CONTRACT, cache=True)
+def from_columns(columns, first, out):  # type: ignore[no-untyped-def]
+    """The reverse of `to_columns`."""
+    _, height, batch = out.shape
+    vertices = columns.shape[1]
+    source, target = columns.reshape(-1), out.reshape(-1)
+    for i in prange(vertices):
+        for row in range(height):
+            at = U(((first + i) * height + row) * batch)
+            _take(target, at, source, U((row * vertices + i) * batch), U(batch))
+
+
+@njit(parallel=True, fastmath=CONTRACT, cache=True)
+def moments(x):  # type: ignore[no-untyped-def]
+    """Sums over vertices and batch of f_0 and of |f|^2, for each field: (2, C) in float64."""
+    vertices, coordinates, channels, batch = x.shape
+    length = U(channels * batch)
+    flat = x.reshape(-1)
+    blocks = (vertices + VERTICES - 1) // VERTICES
+    partial = np.zeros((blocks, 2, channels))
+    for block in prange(blocks):
+        sums = np.zeros(2 * length, x.dtype)
+        for v in range(block * VERTICES, min(vertices, (block + 1) * VERTICES)):
+            for q in range(coordinates):
+                at = U(v * coordinates + q) * length
+                for k in range(length):
+                    sums[length + k] += flat[at + k] * flat[at + k]
+                if q == 0:
+                    for k in range(length):
+                        sums[k] += flat[at + k]
+        for c in range(channels):
+            for b in range(batch):
+                partial[block, 0, c] += sums[c * batch + b]
+                partial[block, 1, c] += sums[length + U(c * batch + b)]
+    return partial.sum(axis=0)
+
+
+def relu(x: Tensor, scale: Tensor, shift: Tensor, basis: Tensor) -> Tensor:
+    """basis^T relu(basis (scale x + shift)) / samples, the shift to mode 0."""
+    threads()
+    out = torch.empty_like(x)
+    forward, _ = _relu_loops(basis.shape[1])
+    forward(*map(array, (x, scale, shift, _even(basis), out)))
+    return out
+
+
+def relu_backward(
+    x: Tensor, scale: Tensor, shift: Tensor, basis: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient h with respect to (scale x + shift); and the sums over vertices and batch of <h, x>
+    and of h_0 for each field, (2, C) in float64."""
+    threads()
+    h = torch.empty_like(x)
+    _, backward = _relu_loops(basis.shape[1])
+    return h, torch.from_numpy(backward(*map(array, (x, scale, shift, _even(basis), grad, h))))
+
+
+def _even(basis: Tensor) -> Tensor:
+    """The basis over the root of the number of samples, made even by a sample of zeros, which adds
+    nothing."""
+    scaled = basis / len(basis) ** 0.5
+    return torch.cat([scaled, scaled.new_zeros(len(basis) % 2, basis.shape[1])])
+
+
+@njit(fastmath=CONTRACT, cache=True)
+def _load(source, at, length, count, coordinates, target):  # type: ignore[no-untyped-def]
+    """A block of numbers at a vertex, coordinate by coordinate."""
+    for q in range(coordinates):
+        for k in range(count):
+            target[U(q * BLOCK) + k] = source[at + U(q) * length + k]
+
+
+@njit(fastmath=CONTRACT, cache=True)
+def _store(source, count, coordinates, target, at, length):  # type: ignore[no-untyped-def]
+    for q in range(coordinates):
+        for k in range(count):
+            target[at + U(q) * length + k] = source[U(q * BLOCK) + k]
+
+
+@njit(fastmath=CONTRACT, cache=True)
+def _normalise(x, scales, shifts, k0, count, coordinates):  # type: ignore[no-untyped-def]
+    for q in range(coordinates):
+        for k in range(count):
+            x[U(q * BLOCK) + k] *= scales[k0 + k]
+    for k in range(count):
+        x[k] += shifts[k0 + k]
+
+
+@cache
+def _relu_loops(coordinates: int) -> tuple[Any, Any]:
+    """The loops of `relu` and `relu_backward` for so many fibre coordinates: unrolled over these
+    and two samples, vectors over channels and batch."""
+
+    @njit(parallel=True, fastmath=CONTRACT, cache=True)
+    def forward(x, scale, shift, basis, out):  # type: ignore[no-untyped-def]
+        vertices, _, channels, batch = x.shape
+        length = channels * batch
+        flat, target, zero = x.reshape(-1), out.reshape(-1), x.dtype.type(0)
+        scales, shifts = np.repeat(scale, batch), np.repeat(shift, batch)
+        for v in prange(vertices):
+            y, h = np.empty((2, coordinates * BLOCK), x.dtype)
+            for k0 in range(0, length, BLOCK):
+                at, count = U(v * coordinates * length + k0), U(min(BLOCK, length - k0))
+                _load(flat, at, U(length), count, coordinates, y)
+                _normalise(y, scales, shifts, U(k0), count, coordinates)
+                h[:] = 0
+                for s in range(0, len(basis), 2):
+                    for k in range(count):
+                        a, b = zero, zero
+                        for q in range(coordinates):
+                            a += basis[s, q] * y[U(q * BLOCK) + k]
+                            b += basis[s + 1, q] * y[U(q * BLOCK) + k]
+                        a, b = max(a, zero), max(b, zero)
+                        for q in range(coordinates):
+                            h[U(q * BLOCK) + k] += basis[s, q] * a + basis[s + 1, q] * b
+                _store(h, count, coordinates, target, at, U(length))
+
+    @njit(parallel=True, fastmath=CONTRACT, cache=True)
+    def backward(x, scale, shift, basis, grad, out):  # type: ignore[no-untyped-def]
+        vertices, _, channels, batch = x.shape
+        length = channels * batch
+        flat, above, target, zero = (
+            x.reshape(-1),
+            grad.reshape(-1),
+            out.reshape(-1),
+            x.dtype.type(0),
+        )
+        scales, shifts = np.repeat(scale, batch), np.repeat(shift, batch)
+        blocks = (vertices + VERTICES - 1) // VERTICES
+        partial = np.zeros((blocks, 2, channels))
+        for block in prange(blocks):
+            y, d, h = np.empty((3, coordinates * BLOCK), x.dtype)
+            products, firsts = np.zeros((2, length), x.dtype)
+            for v in range(block * VERTICES, min(vertices, (block + 1) * VERTICES)):
+                for k0 in range(0, length, BLOCK):
+                    at, count = U(v * coordinates * length + k0), U(min(BLOCK, length - k0))
+                    _load(flat, at, U(length), count, coordinates, y)
+                    _load(above, at, U(length), count, coordinates, d)
+                    _normalise(y, scales, shifts, U(k0), count, coordinates)
+                    h[:] = 0
+                    for s in range(0, len(basis), 2):
+                        for k in range(count):
+                            a, b, e, f = zero, zero, zero, zero
+                            for q in range(coordinates):
+                                i = U(q * BLOCK) + k
+                                a += basis[s, q] * y[i]
+                                b += basis[s + 1, q] * y[i]
+                                e += basis[s, q] * d[i]
+                                f += basis[s + 1, q] * d[i]
+                            e = e if a > zero else zero
+                            f = f if b > zero else zero
+                            for q in range(coordinates):
+                                h[U(q * BLOCK) + k] += basis[s, q] * e + basis[s + 1, q] * f
+                    _store(h, count, coordinates, target, at, U(length))
+                    for q in range(coordinates):
+                        for k in range(count):
+                            i = U(q * BLOCK) + k
+                            products[U(k0) + k] += h[i] * flat[at + U(q * length) + k]
+                    for k in range(count):
+                        firsts[U(k0) + k] += h[k]
+            for c in range(channels):
+                for b in range(batch):
+                    partial[block, 0, c] += products[c * batch + b]
+                    partial[block, 1, c] += firsts[c * batch + b]
+        return partial.sum(axis=0)
+
+    return forward, backward
+
+
+@njit(parallel=True, fastmath=CONTRACT, cache=True)
+def combine(x, h, scale, along, ahead):  # type: ignore[no-untyped-def]
+    """h = scale h + along x + ahead, in place; `ahead` goes to mode 0, all are (C,)."""
+    vertices, coordinates, channels, batch = x.shape
+    length = channels * batch
+    flat, target = x.reshape(-1), h.reshape(-1)
+    s, a, m = np.repeat(scale, batch), np.repeat(along, batch), np.repeat(ahead, batch)
+    for v in prange(vertices):
+        for q in range(coordinates):
+            at = U((v * coordinates + q) * length)
+            for k in range(U(length)):
+                target[at + k] = s[k] * target[at + k] + a[k] * flat[at + k]
+            if q == 0:
+                for k in range(U(length)):
+                    target[at + k] += m[k]
