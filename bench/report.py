@@ -57,6 +57,7 @@ def write_report(
         citation=_citation(),
     )
     shutil.rmtree(results / "figures", ignore_errors=True)
+    (results / "figures").mkdir(parents=True)
     shown = {section["id"]: section["figures"] for section in sections} | {"method": method}
     for folder, drawn in shown.items():
         for figure in drawn:
@@ -202,14 +203,16 @@ def _run(run: RunConfig, results: Path) -> dict[str, Any]:
 
 
 def _curves(path: Path) -> list[dict[str, str]]:
-    """Losses and validation metrics by epoch, as points of a polyline 300 wide and 60 high; none
-    where a run ended in its first epoch."""
+    """Losses and validation metrics by epoch, as points of a polyline 300 wide and 60 high; of a
+    run that diverged, those that are numbers."""
     if not path.exists():
         return []
     history = pd.read_csv(path).replace([np.inf, -np.inf], np.nan)
     curves = []
     for name in history.filter(regex="^(train|validation)_"):
         values = history[name].dropna()
+        if values.empty:
+            continue
         x = 300 * np.arange(len(values)) / max(len(values) - 1, 1)
         y = 60 * (values.max() - values) / (np.ptp(values) or 1)
         points = " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y, strict=True))

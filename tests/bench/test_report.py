@@ -13,6 +13,7 @@ import yaml
 from bench import figures, figures_method
 from bench.__main__ import main
 from bench.config import RunConfig, load_protocol, planned_runs
+from bench.report import _curves
 from bench.tables import build_table, read_metrics, write_tables
 from tests.workflow.conftest import ROOT
 
@@ -120,6 +121,15 @@ def test_each_run_shows_its_history(report, results, protocol):
             heights = [float(point.split(",")[1]) for point in points.split()]
             expected = 60 * (values.max() - values) / (values.max() - values.min())
             assert np.allclose(heights, expected, atol=0.05)
+
+
+def test_curves_of_a_run_that_diverged(tmp_path):
+    """Losses that are no numbers are left out; a run may end before its first epoch does."""
+    path = tmp_path / "history.csv"
+    assert _curves(path) == []
+    path.write_text("epoch,seconds,train_loss,validation_loss\n1,3,2.5,nan\n2,3,inf,nan\n")
+    (curve,) = _curves(path)
+    assert curve == {"name": "train loss", "points": "0,0.0", "told": "2.5 to 2.5 in 1 epochs"}
 
 
 @pytest.fixture
