@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 IN_ENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: all report browser test lint env lock clean-env slurm
+.PHONY: all report ui browser test lint env lock clean-env slurm postgres
 
 all: $(READY)
 	$(IN_ENV) snakemake --cores $(CORES) all
@@ -15,6 +15,15 @@ all: $(READY)
 PROTOCOL ?= default
 report: $(READY)
 	$(IN_ENV) python -m bench report --protocol $(PROTOCOL)
+
+# MLflow's page of all runs, for this machine alone, without MLflow's seven processes for jobs.
+PORT ?= 5000
+ui: $(READY)
+	@case "$$MLFLOW_TRACKING_URI" in http*) echo "error: the runs are on a server, open $$MLFLOW_TRACKING_URI" >&2; exit 1;; esac
+	@echo 'http://127.0.0.1:$(PORT): choose "Model training" at the top left. Ctrl-C ends it.'
+	@$(IN_ENV) MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/results/mlflow.db}"
 
 # A browser for the tests that look at pages; without it they are skipped.
 browser:
@@ -46,6 +55,11 @@ slurm: $(READY)
 	apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge
 	$(IN_ENV) python -m pip install --quiet --no-deps \
 		snakemake-executor-plugin-slurm==2.8.0 snakemake-executor-plugin-slurm-jobstep==0.6.1
+
+# What the test of tracking on a server needs on Debian (as root), a database of its own; without it
+# that test is skipped.
+postgres:
+	apt-get install --yes --no-install-recommends postgresql
 
 clean-env:
 	rm -rf $(VENV)

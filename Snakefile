@@ -8,6 +8,9 @@ min_version("9.19")
 container: "docker://python:3.11-slim"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/protocol.smk"
 
 
@@ -34,6 +37,7 @@ rule all:
     input:
         TABLES,
         "results/report.html",
+        "results/figures",
         "results/tables/tracking.txt",
         REQUIRED,
 

@@ -24,6 +24,7 @@ from baselines.ugscnn import UGSCNN
 from baselines.ugscnn_unet import UGSCNNUNet
 from baselines.unet import UNet
 from bench.errors import unknown
+from data_prep.stanford import LABELS
 from pdo.networks import pdo_es2cnn_large, pdo_es2cnn_small
 
 
@@ -38,6 +39,7 @@ class TaskEntry:
     metrics: what the table shows; validation selects by the first.
     averaged_over: what differs between the runs of a column.
     rotated: two columns of the same runs, tested on upright and on rotated samples.
+    labels: names of the classes, where they are not their numbers.
     """
 
     table: str
@@ -47,6 +49,7 @@ class TaskEntry:
     higher_is_better: bool = True
     averaged_over: str = "seeds"
     rotated: tuple[str, str] | None = None
+    labels: tuple[str, ...] = ()
 
     @property
     def metric(self) -> str:
@@ -89,6 +92,7 @@ def _segmentation(table: str) -> TaskEntry:
         metrics=("mean_iou_percent", "mean_accuracy_percent"),
         averaged_over="folds and seeds",
         rotated=("3-fold", "3-fold rotated"),
+        labels=LABELS,
     )
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from jinja2 import Environment, FileSystemLoader
 
-from bench import figures, tables
+from bench import figures, figures_method, tables
 from bench.config import ProtocolConfig, RunConfig, planned_runs
 from bench.figures import MOST_CLASSES, Figure
 from bench.registry import TASKS
-from data_prep.files import atomic_path
+from data_prep.files import atomic_path, write_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).parent / "templates"
@@ -25,12 +27,18 @@ def write_report(
     protocol: ProtocolConfig, results: Path, unavailable: dict[str, list[str]] | None = None
 ) -> Path:
     """Write results/report.html from the runs that there are; returns its path. No network, no
-    script and no other file is needed to read it.
+    script and no other file is needed to read it. Its figures stand in results/figures as well,
+    which is made anew.
 
     unavailable: by task, why its data could not be had, one line for each source tried.
     """
     runs = planned_runs(protocol)
     ended = [run for run in runs if tables.read_metrics(results, run) is not None]
+    sections = [
+        _section(protocol, task, results, (unavailable or {}).get(task, []))
+        for task in protocol.tasks
+    ]
+    method = _method(results)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -39,14 +47,21 @@ def write_report(
         command=tables.command(protocol),
         planned=len(runs),
         finished=len(ended),
-        sections=[
-            _section(protocol, task, results, (unavailable or {}).get(task, []))
-            for task in protocol.tasks
-        ],
+        sections=sections,
+        method=method,
         recorded=_recorded(results / "recorded"),
-        runs=[_run(run, results) for run in ended],
-        citation=(ROOT / "CITATION.cff").read_text(),
+        runs={
+            task: [_run(run, results) for run in ended if run.task == task]
+            for task in protocol.tasks
+        },
+        citation=_citation(),
     )
+    shutil.rmtree(results / "figures", ignore_errors=True)
+    (results / "figures").mkdir(parents=True)
+    shown = {section["id"]: section["figures"] for section in sections} | {"method": method}
+    for folder, drawn in shown.items():
+        for figure in drawn:
+            write_bytes(results / "figures" / folder / f"{figure.name}.png", figure.png)
     path = results / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page)
@@ -66,7 +81,7 @@ def _section(
         "id": task,
         "title": f"Table {entry.table}: {task}",
         "notices": [f"Data not available. Sources tried: {'; '.join(tried)}."] if tried else [],
-        "tables": [frame.to_html(index=False, border=0) for frame in frames if len(frame)],
+        "tables": [_html(frame) for frame in frames if len(frame)],
         "meaning": tables.meaning(task),
         "notes": tables.notes(table),
         "figures": _figures(protocol, task, table, results),
@@ -76,18 +91,20 @@ def _section(
 def _figures(
     protocol: ProtocolConfig, task: str, table: pd.DataFrame, results: Path
 ) -> list[Figure]:
-    runs = [run for run in planned_runs(protocol) if run.task == task]
-    runs = [r for r in runs if (m := tables.read_metrics(results, r)) and m["status"] == "finished"]
+    planned = [run for run in planned_runs(protocol) if run.task == task]
+    runs = [r for r in planned if (m := tables.read_metrics(results, r)) and _finished(m)]
     if not runs:
         return []
     entry = TASKS[task]
-    found = [figures.training_curves(runs, results)]
-    if sizes := figures.against_parameters(table, entry.metric):
+    colour = figures.colours(list(dict.fromkeys(run.model for run in planned)))
+    found = [figures.training_curves(runs, results, colour)]
+    if sizes := figures.against_parameters(table, entry.metric, colour):
         found.append(sizes)
     if entry.rotated and (
-        pair := figures.upright_against_rotated(table, entry.metric, entry.rotated)
+        pair := figures.upright_against_rotated(table, entry.metric, entry.rotated, colour)
     ):
         found.append(pair)
+    found.append(figures.cost(runs, results, colour))
     for model in dict.fromkeys(run.model for run in runs):
         mine = [run for run in runs if run.model == model]
         column = next(iter(c for c, s in entry.columns.items() if mine[0].setting in s))
@@ -95,8 +112,23 @@ def _figures(
         if predictions.dtype.kind == "f":
             found.append(figures.parity(model, targets, predictions))
         elif max(targets.max(), predictions.max()) < MOST_CLASSES:
-            found.append(figures.confusion(model, column, targets, predictions))
-    return found
+            found.append(figures.confusion(model, column, targets, predictions, entry.labels))
+    return found + _panoramas(protocol, task, results / "tables")
+
+
+def _panoramas(protocol: ProtocolConfig, task: str, folder: Path) -> list[Figure]:
+    """What `python -m bench rooms` has drawn, if it was of this protocol."""
+    page, picture = folder / f"{task}_classes.md", folder / f"{task}_panoramas.png"
+    if not page.exists() or not picture.exists():
+        return []
+    if not page.read_text().split("\n")[0].endswith(f"protocol {protocol.protocol}"):
+        return []
+    alt = "Input, truth and prediction of each network for one panorama, upright and rotated"
+    return [figures.of_file(picture, alt)]
+
+
+def _finished(metrics: dict[str, Any]) -> bool:
+    return metrics["status"] == "finished"
 
 
 def _predictions(
@@ -113,21 +145,38 @@ def _predictions(
     return np.concatenate(targets), np.concatenate(predictions)
 
 
+def _method(results: Path) -> list[Figure]:
+    """What no run is needed for, from the files that there are."""
+    found = []
+    if (ROOT / "pdo/pretrained/index.json").exists():
+        found.append(figures_method.signal_and_features())
+    for folder in (results / "recorded/convergence", ROOT / "docs/convergence"):
+        if (folder / "errors.csv").exists():
+            found.append(figures_method.equivariance_against_mesh(folder / "errors.csv"))
+            break
+    if (speed := results / "recorded/speed/speed.json").exists():
+        found.append(figures_method.time_and_memory(speed))
+    return found
+
+
 def _recorded(folder: Path) -> list[dict[str, Any]]:
     """What stands in results/recorded: tables, pictures, and what their pages say in bold."""
     parts: list[dict[str, Any]] = []
     for one in sorted(path for path in folder.glob("*") if path.is_dir()):
-        frames = [pd.read_csv(path) for path in sorted(one.glob("table*.csv"))]
-        frames = [frame[frame["n_seeds"] > 0].dropna(axis=1, how="all") for frame in frames]
-        notices = []
+        shown, notices = {}, []
+        for path in sorted(one.glob("table*.csv")):
+            frame = pd.read_csv(path).astype({"params_claim": "Int64", "params_measured": "Int64"})
+            measured = frame[frame.groupby("model")["n_seeds"].transform("max") > 0]
+            if len(measured):
+                told = measured.assign(diverged=0, note="", empty="no result")
+                shown[f"Table {path.stem.removeprefix('table')}"] = _html(tables.wide(told))
         for page in sorted(one.glob("table*.md")):
             notices += re.findall(r"^\*\*(.+)\*\*$", page.read_text(), re.MULTILINE)
         images = [
             figures.of_file(path, f"{one.name}: {path.stem.replace('_', ' ')}")
             for path in sorted(one.glob("*.png"))
         ]
-        if frames or images:
-            shown = [f.to_html(index=False, border=0, na_rep="") for f in frames if len(f)]
+        if shown or images:
             parts.append(
                 {
                     "title": one.name,
@@ -136,20 +185,75 @@ def _recorded(folder: Path) -> list[dict[str, Any]]:
                     "figures": images,
                 }
             )
-    if parts and (folder.parents[1] / "pdo" / "pretrained" / "index.json").exists():
-        parts[0]["figures"].append(figures.signal_and_features())
     return parts
 
 
-def _run(run: RunConfig, results: Path) -> dict[str, str]:
+def _run(run: RunConfig, results: Path) -> dict[str, Any]:
     folder = results / "runs" / run.key
     metrics = tables.read_metrics(results, run) or {}
-    scores = json.dumps(metrics["test"]) if metrics["test"] else metrics["status"]
     return {
         "id": re.sub(r"[^a-zA-Z0-9]+", "-", run.key),
         "key": run.key,
-        "outcome": scores,
+        "outcome": _outcome(run, metrics),
+        "curves": _curves(folder / "history.csv"),
         "metrics": json.dumps(metrics, indent=2),
         "config": (folder / "config.yaml").read_text(),
         "provenance": (folder / "provenance.json").read_text(),
     }
+
+
+def _curves(path: Path) -> list[dict[str, str]]:
+    """Losses and validation metrics by epoch, as points of a polyline 300 wide and 60 high; of a
+    run that diverged, those that are numbers."""
+    if not path.exists():
+        return []
+    history = pd.read_csv(path).replace([np.inf, -np.inf], np.nan)
+    curves = []
+    for name in history.filter(regex="^(train|validation)_"):
+        values = history[name].dropna()
+        if values.empty:
+            continue
+        x = 300 * np.arange(len(values)) / max(len(values) - 1, 1)
+        y = 60 * (values.max() - values) / (np.ptp(values) or 1)
+        points = " ".join(f"{a:.0f},{b:.1f}" for a, b in zip(x, y, strict=True))
+        told = f"{values.iloc[0]:.4g} to {values.iloc[-1]:.4g} in {len(values)} epochs"
+        curves.append({"name": name.replace("_", " "), "points": points, "told": told})
+    return curves
+
+
+def _outcome(run: RunConfig, metrics: dict[str, Any]) -> str:
+    """`N/N accuracy 98.63, N/R accuracy 96.40`, or how it ended."""
+    if not _finished(metrics):
+        return metrics["status"]
+    names = [(name, tables.METRICS[name]) for name in TASKS[run.task].metrics]
+    return ", ".join(
+        f"{column} {title} {values[name]:.2f}"
+        for column, values in metrics["test"].items()
+        for name, title in names
+    )
+
+
+def _citation() -> dict[str, str]:
+    """From CITATION.cff: the paper in words and as BibTeX, and this suite."""
+    suite = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    paper = suite["preferred-citation"]
+    authors = [f"{a['given-names']} {a['family-names']}" for a in paper["authors"]]
+    fields = {
+        "title": "{" + paper["title"] + "}",
+        "author": " and ".join(authors),
+        "booktitle": paper["collection-title"],
+        "year": paper["year"],
+        "url": paper["url"],
+    }
+    lines = "".join(f"  {name} = {{{value}}},\n" for name, value in fields.items())
+    return {
+        "words": f"{', '.join(authors)}: {paper['title']}. {paper['conference']['name']}, "
+        f"{paper['year']}. {paper['url']}",
+        "bibtex": "@inproceedings{shen2021pdoes2cnns,\n" + lines + "}",
+        "suite": f"{suite['title']}, version {suite['version']}",
+    }
+
+
+def _html(frame: pd.DataFrame) -> str:
+    told = frame.loc[:, (frame != "").any()]
+    return told.to_html(index=False, border=0)

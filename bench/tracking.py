@@ -3,11 +3,12 @@
 The files are the truth. Tables are built from them and never from MLflow, so a dead, slow or
 broken tracker costs a run one warning line and nothing else; what it missed, `sync` brings back.
 
-    experiment = task, parent run = (protocol, task, model), child run = (setting, seed)
+    experiment = task, parent run = (protocol, task, model), child run = (setting, seed);
+    beside the parents, one run with the files of the task's table
 
 Every run is found again by its tag `suite.run_key`: `<protocol>/<task>/<model>` for a parent,
-`<protocol>/<task>/<model>/<setting>/seed<k>` for a child. The metrics of an epoch stand at
-step = epoch (from 1), those of the finished run at step 0.
+`<protocol>/<task>/<model>/<setting>/seed<k>` for a child, `all/<task>/table<k>` for a table. The
+metrics of an epoch stand at step = epoch (from 1), those of the finished run at step 0.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from bench.registry import TASKS
 from bench.tracking_store import Metrics, StoredRun, find_or_create, open_store, tracking_uri
 
 __all__ = ["TrackedRun", "sync", "track", "tracking_uri"]
@@ -140,8 +142,10 @@ def sync(results: Path) -> int:
         seeds[parent].append((setting, final))
     for parent, finals in seeds.items():
         changed += find_or_create(client, results, parent).write(_over_seeds(finals))
-    if tables := list(results.glob("tables/table*")):
-        changed += find_or_create(client, results, "all/tables/tables").upload(tables)
+    for task, entry in TASKS.items():
+        name = f"table{entry.table}"
+        if files := list(results.glob(f"tables/{name}.*")):
+            changed += find_or_create(client, results, f"all/{task}/{name}").upload(files)
     return changed
 
 

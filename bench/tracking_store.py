@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # importing mlflow costs two seconds: paid only where a store
     from mlflow.entities import Run
 
 Metrics = dict[tuple[str, int], float]  # {(name, step): value}
-LOCK_SECONDS = 60.0
+LOCK_SECONDS = 300.0  # sixteen runs that start at once on half a core queue for 35 s
 
 for _name, _default in {  # read by mlflow; what the user has set stays
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -157,14 +157,15 @@ def find_or_create(
     metrics: Metrics | None = None,
     start: int | None = None,
 ) -> StoredRun:
-    """The run of `<protocol>/<task>/<model>[/<setting>/seed<k>]`, a seed's below its parent's.
+    """The run of `<protocol>/<task>/<model>[/<setting>/seed<k>]`, a seed's below its parent's; of
+    `all/<task>/<table>`, that of a table.
 
     MLflow can neither change a param nor take back a metric, so a run that contradicts the given
     ones (it was trained anew in another way) goes to MLflow's bin and a new run takes its place.
     """
     parts = key.split("/")
     tags = dict(zip(("protocol", "task", "model", "setting", "seed"), parts, strict=False))
-    tags |= {"suite.run_key": key, "kind": "parent"}
+    tags |= {"suite.run_key": key, "kind": "table" if parts[0] == "all" else "parent"}
     if is_seed := len(parts) == 5:
         parent = find_or_create(client, results, "/".join(parts[:3]))
         tags |= {"kind": "seed", "seed": parts[4].removeprefix("seed")}

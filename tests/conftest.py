@@ -63,14 +63,14 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def page_of(browser) -> Callable:
-    """`page_of(address, width)` opens a page; gives it and a list of what its console said and of
-    what it asked the network for, besides itself."""
+    """`page_of(address, width, height)` opens a page; gives it and a list of what its console said
+    (and the file that it spoke of) and of what it asked the network for, besides its own server."""
 
-    def opened(address: str, width: int = 1200) -> tuple:
-        page, messages = browser.new_page(viewport={"width": width, "height": 900}), []
-        page.on("console", lambda message: messages.append(message.text))
+    def opened(address: str, width: int = 1200, height: int = 900) -> tuple:
+        page, messages = browser.new_page(viewport={"width": width, "height": height}), []
+        page.on("console", lambda m: messages.append(f"{m.text} {m.location['url']}"))
         page.on("pageerror", lambda error: messages.append(str(error)))
-        others = (address, "data:")
+        others = (address.split("#")[0], "data:")
         page.on("request", lambda r: r.url.startswith(others) or messages.append(r.url))
         page.goto(address)
         return page, messages

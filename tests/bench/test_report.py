@@ -1,18 +1,28 @@
 """The report, opened in a browser: tables as in the CSV files, nothing asked of the network."""
 
+import base64
 import json
+import re
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+from bench import figures, figures_method
 from bench.__main__ import main
 from bench.config import RunConfig, load_protocol, planned_runs
-from bench.tables import read_metrics, write_tables
+from bench.report import _curves
+from bench.tables import build_table, read_metrics, write_tables
 from tests.workflow.conftest import ROOT
 
 WIDTHS = {"desktop": 1200, "phone": 375}
+ERRORS = next(
+    path
+    for folder in ("results/recorded", "docs")
+    if (path := ROOT / folder / "convergence/errors.csv").exists()
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +36,9 @@ def results(tmp_path_factory):
     recorded.mkdir(parents=True)
     for name in ("table1.csv", "table1.md", "robustness.png"):
         shutil.copy(ROOT / "results/recorded/default" / name, recorded)
+    shutil.copytree(ROOT / "results/recorded/speed", folder / "recorded/speed")
+    (folder / "recorded/convergence").mkdir()
+    shutil.copy(ERRORS, folder / "recorded/convergence")
     return folder
 
 
@@ -58,6 +71,154 @@ def test_it_is_one_file_without_scripts(report):
     page = report.read_text()
     assert "<script" not in page and 'src="http' not in page and 'href="http' not in page
     assert len(page) < 5e6
+
+
+def test_figures_are_there_and_stand_in_files_too(report, results):
+    page = report.read_text()
+    images = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)"', page)
+    files = {path.stem: path for path in (results / "figures").rglob("*.png")}
+    names = {"training", "parameters", "rotation", "cost", "spheres", "equivariance", "speed"}
+    names |= {"confusion-UGSCNN", "confusion-PDO-eS2CNN-small"}
+    assert files.keys() == names
+    assert {path.parent.name for path in files.values()} == {"spherical_mnist", "method"}
+    shown = {base64.b64decode(data) for data, _ in images}
+    assert all(path.read_bytes() in shown for path in files.values())
+    recorded = [alt for _, alt in images if alt.startswith(("default: ", "speed: "))]
+    assert recorded == ["default: robustness", "speed: speed"]
+    assert len(images) == len(names) + len(recorded)
+
+
+def test_recorded_tables_are_those_of_the_files(report):
+    page = report.read_text()
+    part = page[page.index('<section id="recorded">') :]
+    shown = part[part.index("<tbody>") : part.index("</tbody>")]
+    table = pd.read_csv(ROOT / "results/recorded/default/table1.csv")
+    for row in table.itertuples():
+        number = f"{row.measured_mean:.2f} ± {row.measured_std:.2f} ({row.n_seeds}/{row.n_planned})"
+        assert f"<td>{row.model}</td>" in shown and f"<td>{number}</td>" in shown
+        assert f"<td>{row.params_measured:,}</td>" in shown
+
+
+def test_each_run_shows_its_history(report, results, protocol):
+    page = report.read_text()
+    runs = page.split("<details id=")[1:]
+    assert len(runs) == 8
+    for text in runs:
+        key = re.search(r"<summary>(\S+): ", text)[1]
+        history = pd.read_csv(results / "runs" / key / "history.csv")
+        shown = re.findall(
+            r'<p>([^:]+): (\S+) to (\S+) in (\d+) epochs.*?points="([^"]+)"', text, re.S
+        )
+        assert [name for name, *_ in shown] == [
+            "train loss",
+            "validation loss",
+            "validation accuracy percent",
+        ]
+        for name, first, last, epochs, points in shown:
+            values = history[name.replace(" ", "_")]
+            assert int(epochs) == len(values)
+            assert (first, last) == (f"{values.iloc[0]:.4g}", f"{values.iloc[-1]:.4g}")
+            heights = [float(point.split(",")[1]) for point in points.split()]
+            expected = 60 * (values.max() - values) / (values.max() - values.min())
+            assert np.allclose(heights, expected, atol=0.05)
+
+
+def test_curves_of_a_run_that_diverged(tmp_path):
+    """Losses that are no numbers are left out; a run may end before its first epoch does."""
+    path = tmp_path / "history.csv"
+    assert _curves(path) == []
+    path.write_text("epoch,seconds,train_loss,validation_loss\n1,3,2.5,nan\n2,3,inf,nan\n")
+    (curve,) = _curves(path)
+    assert curve == {"name": "train loss", "points": "0,0.0", "told": "2.5 to 2.5 in 1 epochs"}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The plots of the figures that are made, not their images."""
+    plots = []
+    for module in (figures, figures_method):
+        monkeypatch.setattr(module, "finish", lambda plot, *names: plots.append(plot))
+    return plots
+
+
+def points_of(axes, label: str) -> np.ndarray:
+    """The points (x, y) of all lines of that name."""
+    lines = [line.get_xydata() for line in axes.lines if line.get_label() == label]
+    return np.concatenate(lines)
+
+
+def test_figures_of_runs_show_their_numbers(drawn, results, protocol):
+    runs = [run for run in planned_runs(protocol) if read_metrics(results, run)]
+    models = ["UGSCNN", "PDO-eS2CNN-small"]
+    colour = figures.colours(models)
+    table = build_table(protocol, "spherical_mnist", results)
+    figures.training_curves(runs, results, colour)
+    figures.upright_against_rotated(table, "accuracy_percent", ("N/N", "N/R"), colour)
+    figures.against_parameters(table, "accuracy_percent", colour)
+    figures.cost(runs, results, colour)
+    training, rotation, parameters, cost = drawn
+    for model in models:
+        mine = [run for run in runs if run.model == model]
+        folders = [results / "runs" / run.key for run in mine]
+        histories = [pd.read_csv(folder / "history.csv") for folder in folders]
+        curves = [
+            history.validation_accuracy_percent
+            for history, run in zip(histories, mine, strict=True)
+            if run.setting == "N"
+        ]
+        mean = np.mean(curves, axis=0)
+        assert np.allclose(points_of(training.axes[0], model)[:, 1], mean)
+        rows = table[table.model == model].set_index("setting")
+        assert np.allclose(
+            points_of(rotation.axes[0], model)[:, 1], rows.measured_mean[["N/N", "N/R"]]
+        )
+        assert np.allclose(
+            points_of(parameters.axes[0], model),
+            rows[["params_measured", "measured_mean"]].astype(float),
+        )
+        seconds = np.median([history.seconds.median() for history in histories])
+        facts = [json.loads((folder / "provenance.json").read_text()) for folder in folders]
+        memory = np.median([fact["peak_memory_gb"] for fact in facts])
+        size = rows.params_measured.iloc[0]
+        for axes, value in zip(cost.axes, (seconds, memory), strict=True):
+            assert np.allclose(points_of(axes, model), (size, value))
+
+
+def test_figures_of_the_method_show_their_numbers(drawn):
+    errors = pd.read_csv(ERRORS)
+    figures_method.equivariance_against_mesh(ERRORS)
+    for axes, layer in zip(drawn[0].axes, ("lifting layer", "group layer"), strict=True):
+        for stencil in ("nearest ring (paper)", "smoothed (default)"):
+            rows = errors[(errors.quantity == layer) & (errors.family == stencil)]
+            assert len(rows) >= 4
+            assert np.allclose(points_of(axes, stencil), rows[["h", "equivariance"]])
+    speed = ROOT / "results/recorded/speed/speed.json"
+    figures_method.time_and_memory(speed)
+    networks = json.loads(speed.read_text())["networks"]
+    layer, times, memory = drawn[1].axes
+    assert sorted(bar.get_width() for bar in times.patches) == sorted(
+        row["ms a digit"] for row in networks
+    )
+    assert sorted(bar.get_width() for bar in memory.patches) == sorted(
+        row["peak memory GB"] for row in networks
+    )
+    assert len(points_of(layer, "layer, N = 5")) == 4
+
+
+def test_panoramas_are_shown_with_their_own_protocol_alone(results, tmp_path):
+    """`bench rooms` has drawn the workstation protocol's."""
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    for name in ("synthetic_rooms_classes.md", "synthetic_rooms_panoramas.png"):
+        shutil.copy(ROOT / "results/recorded/workstation" / name, tables)
+    for protocol in ("workstation", "default"):
+        run = "synthetic_rooms/UGSCNN/fold1/seed0"
+        source = ROOT / "results/recorded" / protocol / "runs" / run
+        shutil.copytree(source, tmp_path / "runs" / protocol / run)
+        assert main(["report", "--protocol", protocol, "--results", str(tmp_path)]) == 0
+        shown = (tmp_path / "figures/synthetic_rooms/synthetic_rooms_panoramas.png").exists()
+        assert shown == (protocol == "workstation")
+        assert (tmp_path / "figures/synthetic_rooms/confusion-UGSCNN.png").exists()
 
 
 def test_in_a_browser(report, results, protocol, page_of):

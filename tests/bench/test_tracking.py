@@ -8,6 +8,7 @@ import logging
 import math
 import multiprocessing
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -266,13 +267,15 @@ def test_deleted_database_comes_back_from_the_files(tmp_path):
         if path.name in ("history.csv", "predictions.npz"):
             path.unlink()
     (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "table1.md").write_text("| model |")
+    for name in ("table1.md", "table1.csv", "table3.csv"):
+        (tmp_path / "tables" / name).write_text(f"this is {name}")
     (tmp_path / "tables" / "tracking.txt").write_text("0 runs changed")
     (tmp_path / "runs" / model / "N_R" / "seed4").mkdir()  # still training: no metrics.json
 
-    assert sync(tmp_path) == 7  # five seeds, their parent, the tables
+    assert sync(tmp_path) == 8  # five seeds, their parent, two tables
     first = content(tmp_path)
-    assert first.keys() == {*accuracies, diverged, at_once, model, "all/tables/tables"}
+    tables = ("all/spherical_mnist/table1", "all/qm7/table3")
+    assert first.keys() == {*accuracies, diverged, at_once, model, *tables}
     assert first[diverged]["status"] == "FAILED"
     assert first[diverged]["tags"]["status"] == "diverged"
     points = {(name, step): float(value) for name, step, value in first[diverged]["metrics"]}
@@ -281,7 +284,8 @@ def test_deleted_database_comes_back_from_the_files(tmp_path):
     assert history(tmp_path, "N_R/test/N_R/accuracy_percent/mean", model) == [(0, 97.0)]
     assert history(tmp_path, "N_R/test/N_R/accuracy_percent/std", model) == [(0, 1.0)]
     assert history(tmp_path, "N_R/seeds", model) == [(0, 3.0)]
-    assert first["all/tables/tables"]["artifacts"] == ["table1.md"]
+    assert first[tables[0]]["artifacts"] == ["table1.csv", "table1.md"]
+    assert first[tables[0]]["tags"]["kind"] == "table"
     run = client_of(tmp_path).search_runs(["1"], f"tags.`suite.run_key` = '{KEY}'")[0]
     assert run.info.end_time - run.info.start_time == 2 * 3600 * 1000
     assert sync(tmp_path) == 0
@@ -289,6 +293,7 @@ def test_deleted_database_comes_back_from_the_files(tmp_path):
 
     # In a process of its own, because MLflow keeps the connection to the deleted file.
     (tmp_path / "mlflow.db").unlink()
+    shutil.rmtree(tmp_path / "mlartifacts")
     code = (
         f"from pathlib import Path; from bench.tracking import sync; sync(Path({str(tmp_path)!r}))"
     )
@@ -296,6 +301,18 @@ def test_deleted_database_comes_back_from_the_files(tmp_path):
     assert done.stdout == "" and done.stderr == ""  # none of MLflow's chatter
     reconnect(tmp_path)
     assert content(tmp_path) == first
+    assert stored_table(tmp_path, "qm7", "table3.csv") == "this is table3.csv"
+    (tmp_path / "tables" / "table3.csv").write_text("a new table")
+    assert sync(tmp_path) == 1
+    assert stored_table(tmp_path, "qm7", "table3.csv") == "a new table"
+    assert sync(tmp_path) == 0
+
+
+def stored_table(results: Path, task: str, name: str) -> str:
+    client = client_of(results)
+    experiment = client.get_experiment_by_name(task).experiment_id
+    (table,) = client.search_runs([experiment], "tags.kind = 'table'")
+    return Path(client.download_artifacts(table.info.run_id, name)).read_text()
 
 
 def reconnect(results: Path) -> None:

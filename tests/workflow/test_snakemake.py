@@ -1,5 +1,6 @@
 """Real Snakemake runs of the test protocol in a clean copy of the project."""
 
+import base64
 import json
 import os
 import signal
@@ -75,13 +76,48 @@ def test_mlflow_has_every_run(finished):
     script = (
         "import mlflow; mlflow.set_tracking_uri('sqlite:///results/mlflow.db');"
         "r = mlflow.search_runs(search_all_experiments=True);"
-        "print('counts', (r['tags.kind'] == 'parent').sum(), (r['tags.kind'] == 'seed').sum(),"
-        " (r[r['tags.kind'] == 'seed'].status == 'FINISHED').sum())"
+        "k = r['tags.kind']; print('counts', (k == 'parent').sum(), (k == 'seed').sum(),"
+        " (r[k == 'seed'].status == 'FINISHED').sum(), (k == 'table').sum())"
     )
     out = project.run("python", "-c", script, MLFLOW_DISABLE_TELEMETRY="true").stdout
     tasks = load_protocol(ROOT / "config/test.yaml").tasks
-    parents = sum(len(models_of(task)) for task in tasks) + 1  # and the tables
-    assert f"counts {parents} {RUNS} {RUNS}" in out, out  # seeds; finished ones
+    parents = sum(len(models_of(task)) for task in tasks)
+    assert f"counts {parents} {RUNS} {RUNS} {len(tasks)}" in out, out  # seeds; finished; tables
+
+
+def test_snakemake_report_shows_tables_and_figures(finished, page_of):
+    """Made and read without network: what its page needs comes with Snakemake."""
+    project, _ = finished
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    path = project.folder / "results/snakemake.html"
+    command = ("snakemake", "--report", "results/snakemake.html", "--config", "protocol=test")
+    done = project.run(*command, **nowhere)
+    assert done.returncode == 0 and "WARN" not in done.stdout.upper(), done.stdout
+    page, messages = page_of(path.as_uri())
+    page.get_by_text("These numbers mean nothing.").wait_for()  # the protocol's notice
+
+    page.get_by_text("Tables", exact=True).click()
+    row = page.get_by_role("row").filter(has=page.get_by_role("cell", name="1", exact=True))
+    row.locator("[iconname=eye]").click()
+    table = page.frame_locator("iframe").locator("table").first
+    cells = table.evaluate("t => [...t.rows].map(r => [...r.cells].map(c => c.textContent))")
+    shown = pd.DataFrame(cells[1:], columns=cells[0]).set_index("model")
+    for row in pd.read_csv(project.folder / "results/tables/table1.csv").itertuples():
+        number = f"{row.measured_mean:.2f} ± {row.measured_std:.2f} (2/2)"
+        assert shown.loc[row.model, f"{row.setting} ours"] == number
+
+    page.get_by_text("Results", exact=True).click()
+    page.get_by_text("Figures", exact=True).click()
+    page.get_by_text("spherical_mnist", exact=True).click()
+    page.get_by_role("row").filter(has_text="training").locator("[iconname=eye]").click()
+    image = page.locator("img[src*='training.png']")
+    image.wait_for()
+    content = base64.b64decode(image.get_attribute("src").split("base64,")[1])
+    file = project.folder / "results/figures/spherical_mnist/training.png"
+    assert content == file.read_bytes() and image.evaluate("i => i.naturalWidth") > 300
+    # Its style sheet's advice to its authors, and a text that it logs.
+    known = ("cdn.tailwindcss.com should not be used in production", '<div class="document">')
+    assert [message for message in messages if not message.startswith(known)] == []
 
 
 def test_second_run_does_nothing(finished):

@@ -23,6 +23,16 @@ TABLES = [
     for suffix in ("csv", "md", "tex", "html")
 ]
 
+
+def in_report(path):
+    """`snakemake --report` shows the page of each table."""
+    if not path.endswith(".html"):
+        return path
+    label = path.removeprefix("results/tables/table").removesuffix(".html")
+    shown = {"caption": "../report/table.rst", "category": "Tables"}
+    return report(path, labels={"table": label}, **shown)
+
+
 # One GPU a run where there are GPUs; a profile says how many there are (`resources: gpu=...`).
 GPUS = min(1, torch.cuda.device_count())
 

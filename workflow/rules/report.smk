@@ -1,4 +1,5 @@
-# One page to look at, made of the tables' runs.
+# One page to look at, made of the tables' runs, and its figures. Snakemake's own report shows the
+# figures, not the page: Chromium opens no embedded page of more than 2 MB.
 
 
 rule report:
@@ -6,6 +7,14 @@ rule report:
         TABLES,
     output:
         "results/report.html",
+        report(
+            directory("results/figures"),
+            patterns=["{about}/{figure}.png"],
+            caption="../report/figure.rst",
+            category="Figures",
+            subcategory="{about}",
+            labels={"figure": "{figure}"},
+        ),
     log:
         "results/logs/report.log",
     localrule: True

@@ -6,7 +6,7 @@ rule tables:
         expand("results/runs/{key}/metrics.json", key=TABLE_RUNS),
         "results/reference/paper_tables.csv",
     output:
-        TABLES,
+        [in_report(path) for path in TABLES],
     log:
         "results/logs/tables.log",
     localrule: True
