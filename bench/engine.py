@@ -293,12 +293,14 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _optimizer(run: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    kind = {
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
         "sgd": partial(torch.optim.SGD, momentum=0.9),
-    }[run.train.optimizer]
-    return kind(model.parameters(), lr=run.train.learning_rate, weight_decay=run.train.weight_decay)
+    }
+    return kinds[run.train.optimizer](
+        model.parameters(), lr=run.train.learning_rate, weight_decay=run.train.weight_decay
+    )
 
 
 @contextmanager
