@@ -199,7 +199,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
         CoulombMLP,
         grid="none",
         recipe={
-            "epochs": 300,
+            "epochs": 600,
             "batch_size": 25,
             "optimizer": "sgd",
             "learning_rate": 3e-2,
