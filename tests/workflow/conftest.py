@@ -26,6 +26,10 @@ class Project:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
+        # The loops that Numba has compiled: it knows them by the time of the source, which is kept.
+        (folder / "pdo/__pycache__").mkdir()
+        for path in (ROOT / "pdo/__pycache__").glob("kernels.*.nb*"):
+            shutil.copy2(path, folder / "pdo/__pycache__")
         (folder / ".venv").symlink_to(sys.prefix)
         self._git(folder, "init", "--quiet")
         self.commit()
