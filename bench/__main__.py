@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     rooms.add_argument("--task", default="synthetic_rooms", help="or stanford_2d3ds")
     rooms.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
     report = add("report", _report, "one page of tables, figures and runs: results/report.html")
+    report.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
     for sub in (tables, report):
         sub.add_argument(
             "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
@@ -160,8 +161,18 @@ def _tables(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from bench.report import write_report
+    from bench.rooms import write_rooms
+    from bench.tasks import TASK_CLASSES
+    from bench.tasks_rooms import Rooms
 
-    print(write_report(_protocol(options.protocol), options.results, options.unavailable))
+    protocol, tables = _protocol(options.protocol), options.results / "tables"
+    for task in protocol.tasks:
+        if TASK_CLASSES[task] is Rooms:
+            try:  # the page shows panoramas where there are runs and their data
+                write_rooms(protocol, task, options.results, options.data, tables)
+            except RunError as error:
+                logging.getLogger("bench").info("no panoramas of %s: %s", task, error)
+    print(write_report(protocol, options.results, options.unavailable))
 
 
 def _robustness(options: argparse.Namespace) -> None:

@@ -49,6 +49,8 @@ def test_tables_are_made_and_named_at_the_end(finished):
     mine = table[table.model == "PDO-eS2CNN-small"].set_index("setting")["claim_mean"]
     assert mine.to_dict() == small.to_dict()
     assert "not MNIST" in (project.folder / "results/tables/table1.md").read_text()
+    figures = project.folder / "results/figures/synthetic_rooms"
+    assert (figures / "synthetic_rooms_panoramas.png").stat().st_size > 10_000
 
 
 def test_table_agrees_with_the_runs(finished):
