@@ -65,14 +65,14 @@ def write_rooms(
     names = ("classes.csv", "classes.md", "confusion.png", "panoramas.png")
     paths = [out / f"{task}_{name}" for name in names]
     out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(paths[3]) as path:  # first: it needs the data, and nothing is written without
+        _panoramas(runs, results, data, path)
     with atomic_path(paths[0]) as path:
         table.to_csv(path, index=False, lineterminator="\n", float_format="%.3f")
     with atomic_path(paths[1]) as path:
         path.write_text(_markdown(protocol, task, table))
     with atomic_path(paths[2]) as path:
         _confusion_figure(matrices, path)
-    with atomic_path(paths[3]) as path:
-        _panoramas(runs, results, data, path)
     return paths
 
 
