@@ -22,6 +22,8 @@ KNOWN = (
     "users/current",
     # its table library's advice to its authors
     "AG Grid: since v27.1",
+    # a browser's notice that a page took more than a frame to lay itself out: on a busy machine
+    "ResizeObserver loop completed",
 )
 
 
