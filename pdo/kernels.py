@@ -45,8 +45,11 @@ def apply_to(x: Tensor) -> bool:
 
 def threads() -> int:
     """Lets Numba use as many threads as torch does, so far as it has them; returns how many."""
-    count = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)
+    wanted = torch.get_num_threads()
+    count = min(wanted, config.NUMBA_NUM_THREADS)
     set_num_threads(count)
+    if torch.get_num_threads() != wanted:  # Numba's first call sets OpenMP's default: torch's too
+        torch.set_num_threads(wanted)
     return count
 
 

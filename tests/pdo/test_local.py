@@ -1,5 +1,8 @@
 """The fused pass over vertices, against the sparse matrix it stands for and in half precision."""
 
+import os
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -81,6 +84,21 @@ def test_the_number_of_threads_changes_no_bit():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_torch_keeps_its_number_of_threads():
+    """Numba starts its own at the first loop, and tells OpenMP, which is torch's too, how many."""
+    script = (
+        "import torch; torch.set_num_threads(1);"
+        "from pdo.networks import pdo_es2cnn_small;"
+        "pdo_es2cnn_small(level=2)(torch.zeros(2, 1, 162));"
+        "print(torch.get_num_threads())"
+    )
+    two = os.environ | {"NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=two, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
 
 
 @pytest.mark.parametrize("stencil", ["smoothed", "paper"])

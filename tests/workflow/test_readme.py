@@ -55,14 +55,15 @@ def test_library_example_classifies_rotated_digits(project):
 
 @pytest.mark.slow
 def test_every_command_works(project):
-    """As a newcomer, but with few models and the test protocol's data under the name `default`,
+    """As a newcomer, but with few models and the test protocol's data under the name `default` too,
     and with `make test` only collecting: this is a test of the commands, not of their hours."""
     config = project.folder / "config"
-    small = yaml.safe_load((config / "test.yaml").read_text()) | {"protocol": "default"}
+    small = yaml.safe_load((config / "test.yaml").read_text())
     small["tasks"]["spherical_mnist"]["models"] = ["UGSCNN", "PDO-eS2CNN-small"]
     small["tasks"]["qm7"]["models"] = ["MLP-random-CM", "PDO-eS2CNN"]
     small["tasks"]["synthetic_rooms"]["models"] = ["UGSCNN", "PDO-eS2CNN"]
-    (config / "default.yaml").write_text(yaml.safe_dump(small))
+    for protocol in ("default", "test"):
+        (config / f"{protocol}.yaml").write_text(yaml.safe_dump(small | {"protocol": protocol}))
     for command in COMMANDS:
         done = project.run("bash", "-c", command, PYTEST_ADDOPTS="--collect-only")
         assert done.returncode == 0, f"{command}\n{done.stdout}"
