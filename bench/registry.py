@@ -117,7 +117,7 @@ TASKS: dict[str, TaskEntry] = {
 }
 
 OURS = {
-    "epochs": 10,
+    "epochs": 20,
     "batch_size": 32,
     "learning_rate": 5e-3,
     "weight_decay": 1e-3,
