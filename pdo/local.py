@@ -32,9 +32,8 @@ class Neighbourhood(nn.Module):
     Tables are buffers outside the state dict, as in `SparseOperator`.
 
     Args:
-        matrix: (V' * R, V * N), vertex by vertex.
-        rows: R, at each vertex.
-        coordinates: N, of the input's fibre.
+        near: (V', J), who is near each vertex.
+        dense: (V', R, J, N), what the R rows at a vertex take from each, N numbers of its fibre.
     """
 
     near: Tensor
@@ -43,13 +42,12 @@ class Neighbourhood(nn.Module):
     sources: Tensor
     weights: Tensor
 
-    def __init__(self, matrix: sparse.csr_array, rows: int, coordinates: int) -> None:
+    def __init__(self, near: np.ndarray, dense: np.ndarray) -> None:
         super().__init__()
-        self.rows, self.coordinates, self.nnz = rows, coordinates, matrix.nnz
-        self.vertices = matrix.shape[0] // rows
-        near, dense = _dense(matrix, rows, coordinates)
+        self.vertices, self.rows, _, self.coordinates = dense.shape
+        self.nnz = int(np.count_nonzero(dense))
         reads = np.any(dense != 0, axis=(0, 2))  # (R, N)
-        pairs = _pairs(rows, lambda a, b: bool((reads[a] == reads[b]).all()))
+        pairs = _pairs(self.rows, lambda a, b: bool((reads[a] == reads[b]).all()))
         listed = [
             [(j, q) for q in np.flatnonzero(reads[a]).tolist() for j in range(near.shape[1])]
             for a, _ in pairs
@@ -95,9 +93,9 @@ class Derivatives(Neighbourhood):
     def __init__(self, matrix: sparse.csr_array, rows: Sequence[int], coordinates: int) -> None:
         vertices = matrix.shape[1] // coordinates
         matrix = matrix[_by_vertex(rows, vertices)]
-        super().__init__(matrix, sum(rows), coordinates)
+        near, dense = _dense(matrix, sum(rows), coordinates)
+        super().__init__(near, dense)
         self.rows_of_order, self.product = tuple(rows), SparseOperator(matrix)
-        _, dense = _dense(matrix, sum(rows), coordinates)
         reads = np.any(dense != 0, axis=(0, 2))
         places = [(0, 0), *((q, q + 1) for q in range(1, coordinates, 2))]
         listed = [
@@ -129,8 +127,8 @@ class FieldOperator(nn.Module):
 
     def __init__(self, matrix: sparse.csr_array, coordinates: int) -> None:
         super().__init__()
-        self.forth = Neighbourhood(matrix, coordinates, coordinates)
-        self.back = Neighbourhood(matrix.T.tocsr(), coordinates, coordinates)
+        self.forth = Neighbourhood(*_dense(matrix, coordinates, coordinates))
+        self.back = Neighbourhood(*_dense(matrix.T.tocsr(), coordinates, coordinates))
         self.product = SparseOperator(matrix)
 
     def forward(self, x: Tensor) -> Tensor:
