@@ -97,7 +97,7 @@ def test_network_step_updates_the_parameters(monkeypatch):
     build = MODELS["spherical_mnist", "PDO-eS2CNN-small"].build
     entry = ModelEntry(lambda **options: made.append(build(**options)) or made[0])
     monkeypatch.setitem(MODELS, ("spherical_mnist", "PDO-eS2CNN-small"), entry)
-    step = speed.network_step("PDO-eS2CNN-small", level=2, batch=4)
+    step = speed.network_step("PDO-eS2CNN-small", level=3, batch=4)
     before = [p.detach().clone() for p in made[0].parameters()]
     step()
     assert not any(torch.equal(a, b) for a, b in zip(before, made[0].parameters(), strict=True))

@@ -15,7 +15,7 @@ from pdo.kernels import array
 from pdo.layers import PDOConv
 from pdo.local import Derivatives, FieldOperator
 from pdo.mesh import Icosphere
-from pdo.networks import _as_field, pdo_es2cnn_small
+from pdo.networks import PDOeS2CNN, _as_field, pdo_es2cnn_small
 from pdo.operators import derivative_matrix, derivative_rows, terms, transport_matrix
 from pdo.stencils import GAUSSIAN, PAPER, fit_stencil, restrict, smoothing_stencil
 
@@ -91,7 +91,7 @@ def test_torch_keeps_its_number_of_threads():
     script = (
         "import torch; torch.set_num_threads(1);"
         "from pdo.networks import pdo_es2cnn_small;"
-        "pdo_es2cnn_small(level=2)(torch.zeros(2, 1, 162));"
+        "pdo_es2cnn_small(level=3)(torch.zeros(2, 1, 642));"
         "print(torch.get_num_threads())"
     )
     two = os.environ | {"NUMBA_NUM_THREADS": "2"}
@@ -105,7 +105,7 @@ def test_torch_keeps_its_number_of_threads():
 def test_kernels_agree_with_the_way_of_a_gpu(float64, stencil, monkeypatch):
     """The same network where the tensors say that they are not on a CPU."""
     torch.manual_seed(0)
-    net = pdo_es2cnn_small(level=2, stencil=stencil)
+    net = PDOeS2CNN(2, ((4,), (8, 8), (8,)), stencil=stencil)
     x = torch.randn(3, 1, len(MESH))
 
     def step():

@@ -24,8 +24,8 @@ import torch
 import pdo
 assert pdo.__file__.startswith(folder), pdo.__file__
 classes, probabilities = pdo.load("pdo-es2cnn-small-mnist").predict(torch.zeros(2, 2562))
-network = pdo.PDOeS2CNN(level=2)
-network(torch.randn(3, 1, 162)).sum().backward()
+network = pdo.PDOeS2CNN(level=3)
+network(torch.randn(3, 1, 642)).sum().backward()
 for name in ("bench", "data_prep", "baselines", "pydantic"):
     try:
         __import__(name)
