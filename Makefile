@@ -29,8 +29,9 @@ ui: $(READY)
 browser:
 	command -v chromium || apt-get install --yes --no-install-recommends chromium
 
+# Two files at a time: many tests start processes of their own, and those take two cores.
 test: $(READY)
-	$(IN_ENV) python -m pytest
+	$(IN_ENV) python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(IN_ENV) ruff check .

@@ -121,6 +121,7 @@ OURS = {
     "batch_size": 32,
     "learning_rate": 5e-3,
     "weight_decay": 1e-3,
+    "label_smoothing": 0.1,
     "amp": True,
 }
 

@@ -58,7 +58,7 @@ def test_every_command_works(project):
     """As a newcomer, but with few models and the test protocol's data under the name `default` too,
     and with `make test` only collecting: this is a test of the commands, not of their hours."""
     config = project.folder / "config"
-    small = yaml.safe_load((config / "test.yaml").read_text())
+    small = yaml.safe_load((config / "test.yaml").read_text()) | {"seeds": 1}
     small["tasks"]["spherical_mnist"]["models"] = ["UGSCNN", "PDO-eS2CNN-small"]
     small["tasks"]["qm7"]["models"] = ["MLP-random-CM", "PDO-eS2CNN"]
     small["tasks"]["synthetic_rooms"]["models"] = ["UGSCNN", "PDO-eS2CNN"]
