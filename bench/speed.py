@@ -167,7 +167,7 @@ def mixing_step(layer: PDOConv, x: Tensor) -> Step:
         weights = [real_weights(w) for w in layer.weights]
     transposed = [w.t().contiguous() for w in weights]
     totals = [torch.zeros_like(w) for w in weights]
-    sizes = [part.stop - part.start for part in chunks(x, layer.derivatives.rows, x.dtype)]
+    sizes = [len(part) for part in chunks(x, layer.derivatives, x.dtype)]
     fields, batch = x.shape[2:]
     derived = [torch.randn(layer.derivatives.rows * fields, size * batch) for size in sizes[-2:]]
     grad = [torch.randn(sum(len(w) for w in weights), d.shape[1]) for d in derived]

@@ -103,19 +103,18 @@ def _take_of(target: Any, at: Any, source: Any, start: Any, count: Any) -> Any:
 
 @njit(parallel=True, fastmath=CONTRACT, cache=True)
 def gather(  # type: ignore[no-untyped-def]
-    x, near, rows, tiles, sources, weights, first, columns, out, parts
+    x, near, rows, tiles, sources, weights, vertices, columns, out, parts
 ):
-    """Rows at the vertices `first`, `first` + 1, ... as weighted sums over the vertices near them.
+    """Rows at some vertices as weighted sums over the vertices near them.
 
     x: (V, N, C, B). near: (V', J). rows: (G, 2), pairs of rows that read the same things; the
     second may be -1. tiles: (G + 1,), where the tiles of each pair start. sources: (T, TILE, 2),
     what a tile reads: place in `near`, fibre coordinate. weights: (V', T, 2, TILE), for each row.
-    out: (R, C, n, B) if `columns`, for matrix products; else (n, R, C, B), a field. parts: channels
-    are worked on in so many parts, one thread each.
+    vertices: (n,), one after the other. out: (R, C, n, B) if `columns`, for matrix products; else
+    (V', R, C, B), a field. parts: channels are worked on in so many parts, one thread each.
     """
     _, coordinates, channels, batch = x.shape
     length = channels * batch
-    vertices = out.shape[2] if columns else out.shape[0]
     height = out.shape[0] if columns else out.shape[1]
     flat, target = x.reshape(-1), out.reshape(-1)
     zero = x.dtype.type(0)
@@ -125,8 +124,8 @@ def gather(  # type: ignore[no-untyped-def]
         k0, count = c0 * batch, U((c1 - c0) * batch)
         sums = np.empty(2 * count, x.dtype)
         at, w, u = NOWHERE, (zero, zero, zero, zero), (zero, zero, zero, zero)
-        for i in range(vertices):
-            v = first + i
+        for i in range(len(vertices)):
+            v = vertices[i]
             for g in range(len(rows)):
                 sums[:] = 0
                 for t in range(tiles[g], tiles[g + 1]):
@@ -148,15 +147,15 @@ def gather(  # type: ignore[no-untyped-def]
                         continue
                     if columns:
                         for c in range(c0, c1):
-                            start = U(((row * channels + c) * vertices + i) * batch)
+                            start = U(((row * channels + c) * len(vertices) + i) * batch)
                             _put(target, start, sums, U(e) * count + U((c - c0) * batch), U(batch))
                     else:
-                        _put(target, U((i * height + row) * length + k0), sums, U(e) * count, count)
+                        _put(target, U((v * height + row) * length + k0), sums, U(e) * count, count)
 
 
 @njit(parallel=True, fastmath=CONTRACT, cache=True)
 def scatter(  # type: ignore[no-untyped-def]
-    grad, near, places, tiles, sources, weights, first, total, parts
+    grad, near, places, tiles, sources, weights, vertices, total, parts
 ):
     """The transpose of `gather` with columns: adds what gradients of the rows, (R, C, n, B), give
     the vertices near by to `total` (V, N, C, B).
@@ -167,7 +166,7 @@ def scatter(  # type: ignore[no-untyped-def]
     """
     _, coordinates, channels, batch = total.shape
     length = channels * batch
-    height, _, vertices, _ = grad.shape
+    height = grad.shape[0]
     flat, source = total.reshape(-1), grad.reshape(-1)
     zero = total.dtype.type(0)
     width = (channels + parts - 1) // parts
@@ -176,11 +175,11 @@ def scatter(  # type: ignore[no-untyped-def]
         k0, count = c0 * batch, U((c1 - c0) * batch)
         rows = np.empty(U(height) * count, total.dtype)
         at, w, u = NOWHERE, (zero, zero, zero, zero), (zero, zero, zero, zero)
-        for i in range(vertices):
-            v = first + i
+        for i in range(len(vertices)):
+            v = vertices[i]
             for row in range(height):
                 for c in range(c0, c1):
-                    start = U(((row * channels + c) * vertices + i) * batch)
+                    start = U(((row * channels + c) * len(vertices) + i) * batch)
                     _take(rows, U(row) * count + U((c - c0) * batch), source, start, U(batch))
             for j in range(near.shape[1]):
                 for g in range(len(places)):
@@ -208,27 +207,25 @@ def scatter(  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, fastmath=CONTRACT, cache=True)
-def to_columns(x, first, out):  # type: ignore[no-untyped-def]
-    """Rows of the field x (V, R, B) from vertex `first` on as columns (R, n, B)."""
+def to_columns(x, vertices, out):  # type: ignore[no-untyped-def]
+    """Rows of the field x (V, R, B) at the n vertices as columns (R, n, B)."""
     _, height, batch = x.shape
-    vertices = out.shape[1]
     source, target = x.reshape(-1), out.reshape(-1)
     for row in prange(height):
-        for i in range(vertices):
-            start = U(((first + i) * height + row) * batch)
-            _put(target, U((row * vertices + i) * batch), source, start, U(batch))
+        for i in range(len(vertices)):
+            start = U((vertices[i] * height + row) * batch)
+            _put(target, U((row * len(vertices) + i) * batch), source, start, U(batch))
 
 
 @njit(parallel=True, fastmath=CONTRACT, cache=True)
-def from_columns(columns, first, out):  # type: ignore[no-untyped-def]
+def from_columns(columns, vertices, out):  # type: ignore[no-untyped-def]
     """The reverse of `to_columns`."""
     _, height, batch = out.shape
-    vertices = columns.shape[1]
     source, target = columns.reshape(-1), out.reshape(-1)
-    for i in prange(vertices):
+    for i in prange(len(vertices)):
         for row in range(height):
-            at = U(((first + i) * height + row) * batch)
-            _take(target, at, source, U((row * vertices + i) * batch), U(batch))
+            at = U((vertices[i] * height + row) * batch)
+            _take(target, at, source, U((row * len(vertices) + i) * batch), U(batch))
 
 
 @njit(parallel=True, fastmath=CONTRACT, cache=True)

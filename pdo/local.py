@@ -15,21 +15,26 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor, nn
 
 from pdo import kernels
 from pdo.kernels import TILE, array
 from pdo.sparse import SparseOperator
 
-CHUNK_BYTES = 2**24
-"""So many bytes of derivatives are made at a time; a layer that has no more of them keeps them for
-the backward pass."""
+KEPT_BYTES = 2**24
+"""A layer that has no more bytes of derivatives makes them at once, and keeps them for the backward
+pass."""
+CHUNK_BYTES = 2**21
+"""Others make so many at a time, which are mixed while they are in a cache: of a core, if it has
+one as large."""
 
 
 class Neighbourhood(nn.Module):
     """A matrix from fields to rows at each vertex, as weights of the vertices near it.
 
-    Tables are buffers outside the state dict, as in `SparseOperator`.
+    Tables are buffers outside the state dict, as in `SparseOperator`. `order` lists the vertices
+    such that those with common neighbours follow each other: these are in the cache then.
 
     Args:
         near: (V', J), who is near each vertex.
@@ -37,6 +42,7 @@ class Neighbourhood(nn.Module):
     """
 
     near: Tensor
+    order: Tensor
     pairs: Tensor
     tiles: Tensor
     sources: Tensor
@@ -60,6 +66,7 @@ class Neighbourhood(nn.Module):
             if b >= 0:
                 weights[:, start:end, 1] = dense[:, b][:, j, q] * real[start:end]
         self._table("near", near)
+        self._table("order", _order(near))
         self._table("pairs", np.array(pairs))
         self._table("tiles", tiles)
         self._table("sources", sources)
@@ -69,11 +76,11 @@ class Neighbourhood(nn.Module):
         dtype = torch.get_default_dtype() if values.dtype.kind == "f" else torch.int64
         self.register_buffer(name, torch.from_numpy(values).to(dtype), persistent=False)
 
-    def gather(self, x: Tensor, first: int, columns: bool, out: Tensor) -> None:
+    def gather(self, x: Tensor, vertices: Tensor, columns: bool, out: Tensor) -> None:
         """`kernels.gather` of a field (V, N, C, B) on the CPU, into `out`."""
         tables = (self.near, self.pairs, self.tiles, self.sources, self.weights)
         parts = kernels.threads()
-        kernels.gather(array(x), *map(array, tables), first, columns, array(out), parts)
+        kernels.gather(array(x), *map(array, tables), array(vertices), columns, array(out), parts)
 
 
 class Derivatives(Neighbourhood):
@@ -113,12 +120,14 @@ class Derivatives(Neighbourhood):
         self._table("back_sources", sources)
         self._table("back_weights", weights)
 
-    def scatter(self, grad: Tensor, first: int, total: Tensor) -> None:
+    def scatter(self, grad: Tensor, vertices: Tensor, total: Tensor) -> None:
         """The transpose of `gather` with columns: adds what gradients (R, C, n, B) of the
         derivatives give the vertices near by to `total` (V, N, C, B)."""
         tables = (self.places, self.back_tiles, self.back_sources, self.back_weights)
         parts, near = kernels.threads(), array(self.near)
-        kernels.scatter(array(grad), near, *map(array, tables), first, array(total), parts)
+        kernels.scatter(
+            array(grad), near, *map(array, tables), array(vertices), array(total), parts
+        )
 
 
 class FieldOperator(nn.Module):
@@ -143,7 +152,7 @@ class _Gathered(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, forth: Neighbourhood, back: Neighbourhood) -> Tensor:
         ctx.operators = back, forth
         out = x.new_empty(forth.vertices, *x.shape[1:])
-        forth.gather(x.contiguous(), 0, False, out)
+        forth.gather(x.contiguous(), forth.order, False, out)
         return out
 
     @staticmethod
@@ -169,6 +178,15 @@ def _dense(matrix: sparse.csr_array, rows: int, coordinates: int) -> tuple[np.nd
     dense = np.zeros((vertices, rows, counts.max(), coordinates))
     dense[vertex, row, place[index], coordinate] = entries.data
     return near, dense
+
+
+def _order(near: np.ndarray) -> np.ndarray:
+    """Reverse Cuthill-McKee, where vertices are connected that have one near them in common."""
+    vertices, width = near.shape
+    at = (np.repeat(np.arange(vertices), width), near.ravel())
+    reads = sparse.csr_matrix((np.ones(near.size), at))
+    found = reverse_cuthill_mckee(reads @ reads.T, symmetric_mode=True)
+    return np.ascontiguousarray(found)
 
 
 def _by_vertex(rows: Sequence[int], vertices: int) -> np.ndarray:
@@ -240,13 +258,12 @@ class _DeriveAndMix(torch.autograd.Function):
         x, matrices = x.contiguous(), [w.to(dtype) for w in weights]
         ctx.derivatives, ctx.dtype = derivatives, dtype
         out = x.new_empty(len(x), sum(len(w) for w in weights), x.shape[3])
-        parts = chunks(x, derivatives.rows, dtype)
-        for chunk in parts:
-            derived = _derived(x, derivatives, chunk, dtype)
+        parts = chunks(x, derivatives, dtype)
+        for vertices in parts:
+            derived = _derived(x, derivatives, vertices, dtype)
             mixed = mix(derived.flatten(0, 1).flatten(1), matrices)
-            kernels.from_columns(
-                array(mixed.view(len(mixed), -1, x.shape[3])), chunk.start, array(out)
-            )
+            columns = mixed.view(len(mixed), -1, x.shape[3])
+            kernels.from_columns(array(columns), array(vertices), array(out))
         ctx.save_for_backward(x, derived if len(parts) == 1 else None, *matrices)
         return out
 
@@ -257,24 +274,24 @@ class _DeriveAndMix(torch.autograd.Function):
         transposed = [w.t().contiguous() for w in matrices]  # faster in bfloat16
         grad_weights = [torch.zeros_like(w, dtype=grad.dtype) for w in matrices]
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        for chunk in chunks(x, derivatives.rows, ctx.dtype):
-            derived = _derived(x, derivatives, chunk, ctx.dtype) if kept is None else kept
+        for vertices in chunks(x, derivatives, ctx.dtype):
+            derived = _derived(x, derivatives, vertices, ctx.dtype) if kept is None else kept
             columns = derived.flatten(0, 1).flatten(1)
             above = torch.empty(grad.shape[1], *derived.shape[2:], dtype=ctx.dtype)
-            kernels.to_columns(array(grad), chunk.start, array(above))
+            kernels.to_columns(array(grad), array(vertices), array(above))
             add_weight_gradients(columns, above.flatten(1), grad_weights)
             if grad_x is not None:
                 below = torch.empty_like(derived)
                 mix_transposed(above.flatten(1), transposed, out=below.view(columns.shape))
-                derivatives.scatter(below, chunk.start, grad_x)
+                derivatives.scatter(below, vertices, grad_x)
         return grad_x, None, None, *grad_weights
 
 
-def _derived(x: Tensor, derivatives: Derivatives, chunk: slice, dtype: torch.dtype) -> Tensor:
-    """Derivatives at a chunk of vertices, for the products: (R, C, chunk, B)."""
+def _derived(x: Tensor, derivatives: Derivatives, vertices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Derivatives at the n vertices, for the products: (R, C, n, B)."""
     _, _, c, b = x.shape
-    out = torch.empty(derivatives.rows, c, chunk.stop - chunk.start, b, dtype=dtype)
-    derivatives.gather(x, chunk.start, True, out)
+    out = torch.empty(derivatives.rows, c, len(vertices), b, dtype=dtype)
+    derivatives.gather(x, vertices, True, out)
     return out
 
 
@@ -307,7 +324,9 @@ def _orders(weights: Sequence[Tensor]) -> Iterator[tuple[Tensor, slice, slice]]:
         column, row = column + w.shape[1], row + len(w)
 
 
-def chunks(x: Tensor, rows: int, dtype: torch.dtype) -> list[slice]:
-    """Slices of vertices whose derivatives, `rows` for each of x, fit the cache."""
-    step = max(1, CHUNK_BYTES // max(1, rows * x[0, 0].numel() * dtype.itemsize))
-    return [slice(start, min(start + step, len(x))) for start in range(0, len(x), step)]
+def chunks(x: Tensor, derivatives: Derivatives, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The vertices whose derivatives are made at a time, in their order."""
+    each = derivatives.rows * x[0, 0].numel() * dtype.itemsize
+    if len(x) * each <= KEPT_BYTES:
+        return (derivatives.order,)
+    return derivatives.order.split(max(1, CHUNK_BYTES // each))

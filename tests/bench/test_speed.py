@@ -39,7 +39,7 @@ def test_sparse_work_is_two_operations_for_each_number_that_counts(layer):
     columns = 5 * len(MESH)
     unit = torch.eye(columns).view(len(MESH), 5, columns)
     derived = torch.empty(layer.derivatives.rows, 1, len(MESH), columns)
-    layer.derivatives.gather(unit.unsqueeze(2), 0, True, derived)
+    layer.derivatives.gather(unit.unsqueeze(2), layer.derivatives.order, True, derived)
     nonzeros = int(derived.count_nonzero())
     if layer.smoothing is not None:
         nonzeros += int(layer.smoothing(unit.unsqueeze(2)).count_nonzero())

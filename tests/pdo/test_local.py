@@ -39,11 +39,12 @@ def test_kernels_are_the_matrix_and_its_transpose(float64, orders, spec):
     x = torch.randn(len(MESH), 2 * orders + 1, 3, 2)
     y = torch.full((sum(rows), 3, len(MESH), 2), torch.nan)
     total, grad = torch.zeros_like(x), torch.randn(y.shape)
-    for first in range(0, len(MESH), 50):
-        part = torch.empty_like(y[:, :, first : first + 50]).contiguous()
-        derivatives.gather(x, first, True, part)
-        y[:, :, first : first + 50] = part
-        derivatives.scatter(grad[:, :, first : first + 50].contiguous(), first, total)
+    assert torch.equal(derivatives.order.sort().values, torch.arange(len(MESH)))
+    for vertices in derivatives.order.split(50):
+        part = torch.empty(sum(rows), 3, len(vertices), 2)
+        derivatives.gather(x, vertices, True, part)
+        y[:, :, vertices] = part
+        derivatives.scatter(grad[:, :, vertices].contiguous(), vertices, total)
     starts = np.cumsum([0, *rows])
     of_orders = [y[a:b].permute(2, 0, 1, 3).reshape(-1, 6) for a, b in pairwise(starts)]
     want = matrix @ x.reshape(-1, 6).numpy()
@@ -120,8 +121,8 @@ def test_kernels_agree_with_the_way_of_a_gpu(float64, stencil, monkeypatch):
 
 def test_bfloat16_rounds_to_the_nearest_even():
     values = torch.tensor([1.0, 1.00390625, 1.01171875, -3.1415927, 1e-3, 65504.0]).repeat(8)
-    out = torch.empty(1, 48, dtype=torch.bfloat16)
-    kernels.to_columns(array(values.view(1, 1, 48)), 0, array(out.view(1, 1, 48)))
+    out, first = torch.empty(1, 48, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.int64)
+    kernels.to_columns(array(values.view(1, 1, 48)), array(first), array(out.view(1, 1, 48)))
     torch.testing.assert_close(out, values.to(torch.bfloat16)[None], rtol=0, atol=0)
 
 
@@ -144,7 +145,8 @@ def test_chunks_do_not_change_the_layer(monkeypatch, orders):
 
     whole = step()
     monkeypatch.setattr(local, "CHUNK_BYTES", 20_000)
-    assert len(local.chunks(x, conv.derivatives.rows, x.dtype)) > 5
+    monkeypatch.setattr(local, "KEPT_BYTES", 20_000)
+    assert len(local.chunks(x, conv.derivatives, x.dtype)) > 5
     for a, b in zip(step(), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
