@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.config import RunConfig, parse_protocol, planned_runs
 from data_prep.spherical_mnist import prepare
@@ -34,6 +35,14 @@ def tiny_run(model: str = "UGSCNN", setting: str = "N", seed: int = 0, **train) 
     tree["tasks"]["spherical_mnist"]["train"] |= train
     runs = planned_runs(parse_protocol(tree))
     return next(r for r in runs if (r.model, r.setting, r.seed) == (model, setting, seed))
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Operators are rounded to the default type when they are built, so `.double()` is too late."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")

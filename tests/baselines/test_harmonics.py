@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -26,13 +24,6 @@ from baselines.harmonics import (
     wigner_d,
 )
 from data_prep.grids import grid_points
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def directions(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,6 @@ alpha-blend of two planar convolutions, a symmetry of the mesh."""
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,36 +23,13 @@ from baselines.hexrunet import (
     north_alpha,
 )
 from pdo.frames import east_north_frames
-from pdo.mesh import Icosphere
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def count(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def signals(batch: int, level: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 1, 10 * 4**level + 2, generator=generator)
-
-
-def trained_statistics(level: int) -> HexRUNetC:
-    """A model in eval mode, its batch norms neither fresh nor trivial."""
-    torch.manual_seed(1)
-    model = HexRUNetC(level)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-            module.momentum = 1  # the statistics of the one batch that follows
-    model(signals(8, level, seed=3))
-    return model.eval()
+from tests.baselines.helpers import (
+    assert_every_parameter_learns,
+    count,
+    moved_by_symmetries,
+    signals,
+    trained_statistics,
+)
 
 
 def away_from_poles(atlas: Atlas) -> np.ndarray:
@@ -225,7 +201,7 @@ def test_pooling_keeps_the_largest_of_two_by_two_pixels() -> None:
 
 @pytest.mark.parametrize("level", [2, 3])
 def test_forward_agrees_with_the_plain_definition(float64: None, level: int) -> None:
-    model = trained_statistics(level)
+    model = trained_statistics(HexRUNetC, level)
     x = signals(3, level)
     expected = plain_forward(model.state_dict(), x, level)
     assert expected.std() > 1e-3
@@ -233,45 +209,27 @@ def test_forward_agrees_with_the_plain_definition(float64: None, level: int) -> 
 
 
 def test_turning_the_signal_about_the_axis_by_72_degrees_changes_nothing(float64: None) -> None:
-    """Charts change places. A turn upside down maps the mesh to itself too, but not north to
-    north."""
-    model = trained_statistics(3)
-    vertices = Icosphere(3).vertices
-    c, s = np.cos(2 * np.pi / 5), np.sin(2 * np.pi / 5)
-    about_axis = vertices @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
-    c, s = np.cos(np.pi / 5), np.sin(np.pi / 5)
-    upside_down = vertices @ np.array([[c, s, 0], [s, -c, 0], [0, 0, -1]])
-    x = signals(2, 3)
-    moved = []
-    for turned in (about_axis, upside_down):
-        to = np.argmax(turned @ vertices.T, axis=1)
-        np.testing.assert_allclose(vertices[to], turned, atol=1e-12)
-        moved.append((model(x[:, :, to]) - model(x)).abs().max().item())
-    assert moved[0] < 1e-11
-    assert moved[1] > 1e-4
+    """Charts change places."""
+    about_axis, upside_down = moved_by_symmetries(trained_statistics(HexRUNetC, 3), 3)
+    assert about_axis < 1e-11
+    assert upside_down > 1e-4
 
 
 def test_the_poles_are_dropped() -> None:
-    model, x = trained_statistics(2), signals(2, 2)
+    model, x = trained_statistics(HexRUNetC, 2), signals(2, 2)
     other = x.clone()
     other[:, :, list(POLES)] += 1
     assert torch.equal(model(other), model(x))
 
 
 def test_every_parameter_has_a_gradient() -> None:
-    """Biases before a batch norm have none by nature, so they are left out."""
     torch.manual_seed(0)
-    model = HexRUNetC(2)
-    F.cross_entropy(model(signals(4, 2)), torch.arange(4)).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        if not name.endswith("bias"):
-            assert parameter.grad.abs().max() > 1e-6, name
+    assert_every_parameter_learns(HexRUNetC(2), 2)
 
 
 def test_state_dict_holds_no_geometry_and_loads_at_another_level() -> None:
     file = io.BytesIO()
-    torch.save(trained_statistics(2).state_dict(), file)
+    torch.save(trained_statistics(HexRUNetC, 2).state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
     statistics = 2 * (16 + 16 + 64 + 64 + 64 + 64 + 256 + 256) + 8  # and 8 step counters

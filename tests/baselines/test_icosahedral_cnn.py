@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,14 @@ from baselines.charts import CORNERS, STEPS, Atlas
 from baselines.icosahedral_cnn import FieldNorm, HexGroupConv, IcosahedralCNN
 from pdo.frames import icosahedral_rotations
 from pdo.mesh import Icosphere
+from tests.baselines.helpers import (
+    assert_every_parameter_learns,
+    count,
+    signals,
+    trained_statistics,
+)
 
 FIELDS, BATCH = 3, 2
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Turn:
@@ -70,28 +68,6 @@ def random_field(level: int, directions: int) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def signals(batch: int, level: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 1, 10 * 4**level + 2, generator=generator)
-
-
-def count(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def trained_statistics(level: int) -> IcosahedralCNN:
-    """A model in eval mode, its batch norms neither fresh nor trivial."""
-    torch.manual_seed(1)
-    model = IcosahedralCNN(level)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-            module.momentum = 1  # the statistics of the one batch that follows
-    model(signals(8, level, seed=3))
-    return model.eval()
-
-
 @pytest.mark.parametrize("level", [1, 3, 4])
 def test_parameter_counts_are_the_published_ones(level: int) -> None:
     model = IcosahedralCNN(level)
@@ -132,7 +108,7 @@ def test_convolutions_commute_with_all_60_rotations(
 
 def test_every_layer_of_the_network_commutes_with_all_60_rotations(float64: None) -> None:
     """Each after all those before it, down to the 30 vertices of level 1."""
-    model, level = trained_statistics(4), 4
+    model, level = trained_statistics(IcosahedralCNN, 4), 4
     field = signals(1, level)[:, :, CORNERS:].permute(2, 1, 0)[:, None]
     by_vertices = {len(t[0].image) - CORNERS: t for t in map(turns, range(1, 5))}
     turned = [turn.field(field) for turn in by_vertices[len(field)]]
@@ -151,7 +127,7 @@ def test_every_layer_of_the_network_commutes_with_all_60_rotations(float64: None
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_the_network_is_invariant_to_all_60_rotations(float64: None, level: int) -> None:
-    model, x = trained_statistics(level), signals(2, level)
+    model, x = trained_statistics(IcosahedralCNN, level), signals(2, level)
     with torch.no_grad():
         out = model(x)
         turned = model(torch.cat([turn.signal(x) for turn in turns(level)]))
@@ -160,7 +136,7 @@ def test_the_network_is_invariant_to_all_60_rotations(float64: None, level: int)
 
 
 def test_the_network_is_not_invariant_to_all_symmetries_of_the_mesh(float64: None) -> None:
-    model, x = trained_statistics(3), signals(3, 3)
+    model, x = trained_statistics(IcosahedralCNN, 3), signals(3, 3)
     vertices = Icosphere(3).vertices
     mirrored = cKDTree(vertices).query(vertices * [1, -1, 1])[1]
     with torch.no_grad():
@@ -197,7 +173,7 @@ def test_inside_a_chart_it_is_a_planar_hexagonal_convolution(
 
 
 def test_what_stands_at_the_corners_does_not_matter() -> None:
-    model, x = trained_statistics(2), signals(2, 2)
+    model, x = trained_statistics(IcosahedralCNN, 2), signals(2, 2)
     other = x.clone()
     other[:, :, :CORNERS] += 1
     assert torch.equal(model(other), model(x))
@@ -227,19 +203,13 @@ def test_initialisation_keeps_the_size_of_fields(float64: None) -> None:
 
 
 def test_every_parameter_has_a_gradient() -> None:
-    """Biases before a batch norm have none by nature, so they are left out."""
     torch.manual_seed(0)
-    model = IcosahedralCNN(2)
-    F.cross_entropy(model(signals(4, 2)), torch.arange(4)).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        if not name.endswith("bias"):
-            assert parameter.grad.abs().max() > 1e-6, name
+    assert_every_parameter_learns(IcosahedralCNN(2), 2)
 
 
 def test_state_dict_holds_no_geometry_and_loads_at_another_level() -> None:
     file = io.BytesIO()
-    torch.save(trained_statistics(2).state_dict(), file)
+    torch.save(trained_statistics(IcosahedralCNN, 2).state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
     statistics = 2 * (184 + 64 + 64 + 32) + 10  # and 10 step counters

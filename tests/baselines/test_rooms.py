@@ -22,19 +22,9 @@ from bench.registry import SEGMENTERS
 from data_prep.grids import grid_points
 from pdo.frames import icosahedral_rotations
 from pdo.mesh import Icosphere
+from tests.baselines.helpers import count
 
 NETWORKS = (UNet, UGSCNNUNet, HexRUNet, IcosahedralUNet, PDOUNet)
-
-
-@pytest.fixture
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def count(module):
-    return sum(p.numel() for p in module.parameters())
 
 
 def points_of(network, level):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -24,12 +22,7 @@ from baselines.harmonics import (
 )
 from baselines.s2cnn import S2CNN, S2Conv, SO3Conv, near_identity, near_identity_so3
 
-
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def euler(rotations: Rotation) -> np.ndarray:

@@ -4,7 +4,6 @@ across the poles, symmetries of the grid, published parameter counts."""
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,20 +21,9 @@ from baselines.spherenet import (
     sampling_matrix,
 )
 from data_prep.grids import grid_points
+from tests.baselines.helpers import count
 
 LATITUDES = np.radians([-88.5, -45, -1.5, 0, 7.3, 60, 84, 88.5])
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """Operators are rounded to the default type when they are built, so `.double()` is too late."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def count(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def directions(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +16,13 @@ import baselines
 from baselines.mesh_operators import cotangent_laplacian, east_north_derivatives
 from baselines.ugscnn import UGSCNN, MeshConv
 from pdo.mesh import Icosphere
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """Operators are rounded to the default type when they are built, so `.double()` is too late."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def count(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def signals(batch: int, level: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 1, 10 * 4**level + 2, generator=generator)
-
-
-def trained_statistics(model: UGSCNN, level: int) -> UGSCNN:
-    """The model in eval mode, its batch norms neither fresh nor trivial."""
-    torch.manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-    model(signals(8, level, seed=3))
-    return model.eval()
+from tests.baselines.helpers import (
+    assert_every_parameter_learns,
+    count,
+    moved_by_symmetries,
+    signals,
+    trained_statistics,
+)
 
 
 def plain_forward(state: dict[str, Tensor], x: Tensor, level: int) -> Tensor:
@@ -101,7 +79,7 @@ def test_card_states_the_count_and_the_claims() -> None:
 
 @pytest.mark.parametrize("level", [2, 3])
 def test_forward_agrees_with_the_plain_definition(float64: None, level: int) -> None:
-    model = trained_statistics(UGSCNN(level), level)
+    model = trained_statistics(UGSCNN, level)
     x = signals(3, level)
     expected = plain_forward(model.state_dict(), x, level)
     assert expected.std() > 1e-3
@@ -109,7 +87,7 @@ def test_forward_agrees_with_the_plain_definition(float64: None, level: int) -> 
 
 
 def test_float32_agrees_with_float64(float64: None) -> None:
-    model = trained_statistics(UGSCNN(4), 4)
+    model = trained_statistics(UGSCNN, 4)
     x = signals(3, 4)
     exact = model(x)
     rounded = model.float()(x.float())
@@ -153,26 +131,15 @@ def test_coarser_vertices_are_the_first_ones() -> None:
 
 
 def test_turning_the_signal_about_the_axis_by_72_degrees_changes_nothing(float64: None) -> None:
-    """The upright mesh and the north-south, east-west operators share this symmetry; a turn by
-    180 degrees about a horizontal axis maps the mesh to itself too but exchanges the signs."""
-    model = trained_statistics(UGSCNN(3), 3)
-    vertices = Icosphere(3).vertices
-    c, s = np.cos(2 * np.pi / 5), np.sin(2 * np.pi / 5)
-    about_axis = vertices @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
-    c, s = np.cos(np.pi / 5), np.sin(np.pi / 5)
-    upside_down = vertices @ np.array([[c, s, 0], [s, -c, 0], [0, 0, -1]])
-    x = signals(2, 3)
-    moved = []
-    for turned in (about_axis, upside_down):
-        to = np.argmax(turned @ vertices.T, axis=1)
-        np.testing.assert_allclose(vertices[to], turned, atol=1e-12)
-        moved.append((model(x[:, :, to]) - model(x)).abs().max().item())
-    assert moved[0] < 1e-11
-    assert moved[1] > 1e-4
+    """The upright mesh and the north-south, east-west operators share this symmetry; upside down
+    these change their signs."""
+    about_axis, upside_down = moved_by_symmetries(trained_statistics(UGSCNN, 3), 3)
+    assert about_axis < 1e-11
+    assert upside_down > 1e-4
 
 
 def test_one_signal_alone_is_like_one_of_many() -> None:
-    model = trained_statistics(UGSCNN(2), 2)
+    model = trained_statistics(UGSCNN, 2)
     x = signals(5, 2)
     torch.testing.assert_close(model(x[2:3]), model(x)[2:3])
     model.train()
@@ -180,7 +147,7 @@ def test_one_signal_alone_is_like_one_of_many() -> None:
 
 
 def test_eval_is_deterministic_and_dropout_is_only_for_training() -> None:
-    model = trained_statistics(UGSCNN(2), 2)
+    model = trained_statistics(UGSCNN, 2)
     x = signals(4, 2)
     assert torch.equal(model(x), model(x))
     model.head.train()
@@ -188,18 +155,12 @@ def test_eval_is_deterministic_and_dropout_is_only_for_training() -> None:
 
 
 def test_every_parameter_has_a_gradient() -> None:
-    """Biases before a batch norm have none by nature, so they are left out."""
     torch.manual_seed(0)
-    model = UGSCNN(2, dropout=0)
-    F.cross_entropy(model(signals(4, 2)), torch.arange(4)).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        if not name.endswith("bias"):
-            assert parameter.grad.abs().max() > 1e-6, name
+    assert_every_parameter_learns(UGSCNN(2, dropout=0), 2)
 
 
 def test_state_dict_holds_no_geometry_and_loads_as_weights_only() -> None:
-    model = trained_statistics(UGSCNN(2), 2)
+    model = trained_statistics(UGSCNN, 2)
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)

@@ -9,11 +9,7 @@ from pdo.activation import FieldNormReLU, fibre_basis
 ORDERS, SAMPLES, FIELDS = 2, 8, 3
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def layer(samples=SAMPLES, **options):

@@ -25,11 +25,7 @@ from pdo.stencils import GAUSSIAN, PAPER, SMOOTHED, fit_stencil
 STENCILS = {"paper": PAPER, "gaussian": GAUSSIAN, "smoothed": SMOOTHED}
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def random_field(mesh, samples, fields=2, batch=2, seed=0):

@@ -17,11 +17,7 @@ ON_AXES = 42
 """The vertices on five- and two-fold axes, whose frames the group does not keep, come first."""
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Turn:

@@ -18,11 +18,7 @@ from pdo.stencils import GAUSSIAN, PAPER, SMOOTHED, StencilSpec, fit_stencil, sm
 MESH, COARSE = Icosphere(3), Icosphere(2)
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def stack(spec, orders=2):

@@ -22,13 +22,6 @@ from pdo.stencils import GAUSSIAN, PAPER, fit_stencil, restrict, smoothing_stenc
 MESH = Icosphere(2)
 
 
-@pytest.fixture
-def float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("spec", [PAPER, GAUSSIAN], ids=["paper", "gaussian"])
 @pytest.mark.parametrize("orders", [0, 1, 2, 3, 5])
 def test_kernels_are_the_matrix_and_its_transpose(float64, orders, spec):
