@@ -89,6 +89,19 @@ def test_ablation_has_a_row_for_each_choice():
         assert name == "-".join(said)
 
 
+def test_nearest_ring_is_the_paper_protocol_but_for_the_stencil():
+    (run,) = planned_runs(load_protocol(CONFIG / "nearest_ring.yaml"))
+    small = ("PDO-eS2CNN-small", "N", 0)
+    (papers,) = (
+        r
+        for r in planned_runs(load_protocol(CONFIG / "paper.yaml"))
+        if (r.model, r.setting, r.seed) == small
+    )
+    assert run.options == {"stencil": "paper"} and papers.options == {}
+    named = {"protocol": "nearest_ring", "model": "nearest-ring", "options": {"stencil": "paper"}}
+    assert run == papers.model_copy(update=named)
+
+
 def test_a_variant_is_a_row_of_its_own_with_the_recipe_of_its_network():
     tree = tiny_protocol()
     task = tree["tasks"]["spherical_mnist"]
