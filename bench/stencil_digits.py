@@ -33,7 +33,7 @@ from pdo.sparse import SparseOperator
 from pdo.stencils import PAPER, Stencil, fit_stencil, restrict
 
 WIDTHS = ((8,), (16, 16), (28, 28, 256))
-"""The small network's, with more fields at the end for the linear classifier."""
+"""Of three levels, with more fields at the end for the linear classifier."""
 ORDERS, SAMPLES, BATCH = 2, 10, 50
 RIDGE = 0.01
 """Of the mean square of the (standardised) features."""

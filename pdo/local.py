@@ -184,9 +184,9 @@ def _order(near: np.ndarray) -> np.ndarray:
     """Reverse Cuthill-McKee, where vertices are connected that have one near them in common."""
     vertices, width = near.shape
     at = (np.repeat(np.arange(vertices), width), near.ravel())
-    reads = sparse.csr_matrix((np.ones(near.size), at))
+    reads = sparse.csr_array((np.ones(near.size), at))
     found = reverse_cuthill_mckee(reads @ reads.T, symmetric_mode=True)
-    return np.ascontiguousarray(found)
+    return np.ascontiguousarray(found)  # it comes as a reversed view
 
 
 def _by_vertex(rows: Sequence[int], vertices: int) -> np.ndarray:
