@@ -202,6 +202,18 @@ def test_card_says_what_is_claimed_and_by_whom(task, name):
 
 
 @all_models
+def test_recipe_is_that_of_its_card(task, name):
+    """Its numbers; synthetic_rooms shares the cards of 2D-3D-S, and trains for fewer epochs."""
+    card, recipe = card_of(task, name)["recipe"], TrainConfig(**MODELS[task, name].recipe)
+    keys = ["learning_rate", "weight_decay", "batch_size", "epochs"]
+    for key in keys[: 3 if task == "synthetic_rooms" else 4]:
+        value = str(card.get(key, 0)).split()[0]  # "32 (ours)"
+        assert float(value) == getattr(recipe, key), key
+    assert str(card["optimizer"]).split(",")[0].lower() == recipe.optimizer
+    assert str(card["schedule"]).split()[0].strip(",") == recipe.schedule
+
+
+@all_models
 def test_recipe_is_valid(task, name):
     validated(TrainConfig, MODELS[task, name].recipe)
     assert task in TASKS
