@@ -116,6 +116,10 @@ TASKS: dict[str, TaskEntry] = {
     "synthetic_rooms": _segmentation("2s"),
 }
 
+ON_AN_EDGE = "icosphere{level}-equator"
+"""Upright digits lie round a point whose half turn maps the mesh to itself. Round a pole, where no
+half turn does, the error of discretisation tells a 6 from a 9 and is learnt (docs/accuracy.md)."""
+
 OURS = {
     "epochs": 20,
     "batch_size": 32,
@@ -160,7 +164,9 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "schedule": "constant",
         },
     ),
-    ("spherical_mnist", "PDO-eS2CNN-small"): ModelEntry(pdo_es2cnn_small, recipe=OURS),
+    ("spherical_mnist", "PDO-eS2CNN-small"): ModelEntry(
+        pdo_es2cnn_small, grid=ON_AN_EDGE, recipe=OURS
+    ),
     ("spherical_mnist", "SphereNet"): ModelEntry(
         SphereNet,
         grid="latlon{bandwidth}",
@@ -195,7 +201,9 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "schedule": "one_cycle",
         },
     ),
-    ("spherical_mnist", "PDO-eS2CNN-large"): ModelEntry(pdo_es2cnn_large, recipe=OURS),
+    ("spherical_mnist", "PDO-eS2CNN-large"): ModelEntry(
+        pdo_es2cnn_large, grid=ON_AN_EDGE, recipe=OURS
+    ),
     ("qm7", "MLP-random-CM"): ModelEntry(
         CoulombMLP,
         grid="none",

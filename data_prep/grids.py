@@ -19,7 +19,8 @@ def grid_points(name: str) -> np.ndarray:
     - `icosphere<L>`: vertices of `pdo.mesh.Icosphere(L)`, P = 10 * 4^L + 2.
     - `icosphere<L>-equator`: vertex k of the same mesh, but the point returned for it is turned by
       90 degrees about x, (x, y, z) -> (x, -z, y). What lies at the south pole of the signal thus
-      appears at the vertex (0, -1, 0), for operators that are singular at the poles.
+      appears at (0, -1, 0), the middle of an edge: for operators that are singular at the poles,
+      and for meshes that a half turn about that point maps to themselves.
     - `latlon<b>`: the 2b x 2b grid of Kostelec & Rockmore's SOFT, beta_j = (2j + 1) pi / (4b),
       alpha_k = k pi / b, point j * 2b + k = (sin beta cos alpha, sin beta sin alpha, cos beta).
     - `latlon<b>-dh`: Driscoll & Healy's, beta_j = j pi / (2b): the north pole 2b times.

@@ -329,3 +329,20 @@ def test_wrong_weights_are_one_line(capsys, tmp_path):
         assert main([*command, "--weights", str(path)]) == 1
         error = capsys.readouterr().err.splitlines()
         assert len(error) == 1 and message in error[0]
+
+
+@pytest.mark.parametrize("name", ["PDO-eS2CNN-small", "PDO-eS2CNN-large"])
+def test_our_networks_cannot_tell_an_upright_digit_from_its_half_turn(name):
+    """As sampled for them; sampled round a pole they can."""
+    images, half_turn = synthetic_digits(8, 2).train_images, np.diag([-1.0, -1, 1])
+    entry, change = MODELS["spherical_mnist", name], {}
+    for grid in (entry.grid_name(3), "icosphere3"):
+        torch.manual_seed(0)
+        model, digits = entry.build(level=3), digit_signals(images, grid_points(grid))
+        warm_up(model, digits(np.eye(3)))
+        upright, turned = (
+            model.eval()(torch.from_numpy(digits(rotation).T[:, None]).float()).detach()
+            for rotation in (np.eye(3), half_turn)
+        )
+        change[grid] = float((upright - turned).abs().max() / (upright - upright.mean(0)).std())
+    assert change["icosphere3-equator"] < 1e-3 < 0.02 < change["icosphere3"]

@@ -29,6 +29,13 @@ def test_equator_pose_is_a_rotation_that_brings_the_south_pole_to_the_equator():
     np.testing.assert_allclose(rotation @ [0, -1, 0], [0, 0, -1], atol=1e-12)
 
 
+@pytest.mark.parametrize(("name", "kept"), [("icosphere3", False), ("icosphere3-equator", True)])
+def test_a_half_turn_of_upright_signals_permutes_the_points_of_the_equator_pose(name, kept):
+    points = grid_points(name)
+    distances = np.linalg.norm(points[:, None] - points * [-1, -1, 1], axis=2).min(axis=0)
+    assert (distances.max() < 1e-12) == kept
+
+
 @pytest.mark.parametrize(("name", "first"), [("latlon6", np.pi / 24), ("latlon6-dh", 0.0)])
 def test_latlon_angles(name, first):
     points = grid_points(name).reshape(12, 12, 3)
