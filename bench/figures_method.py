@@ -26,7 +26,7 @@ def signal_and_features() -> Figure:
     field that varies most, its mean over the fibre (mode 0)."""
     digit = synthetic_digits(n_train=1, n_test=1).test_images
     network = pdo.load("pdo-es2cnn-small-mnist")
-    signal = to_bytes(sample_rotated(digit, np.eye(3)[None], network.mesh.vertices))
+    signal = to_bytes(sample_rotated(digit, np.eye(3)[None], network.points))
     with torch.no_grad():
         x = (torch.from_numpy(signal).float()[:, None] / 255 - 0.1307) / 0.3081
         fields = network.network.fields(x)
@@ -39,10 +39,9 @@ def signal_and_features() -> Figure:
         )
     plot, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 2.9), layout="constrained")
     for axis, (mesh, values, title) in zip(axes, shown, strict=True):
-        front = (mesh.vertices[mesh.faces][:, :, 2] < 0.15).all(axis=1)  # the digit is at the south
-        axis.tripcolor(
-            *mesh.vertices.T[:2], mesh.faces[front], values, shading="gouraud", cmap="viridis"
-        )
+        points = network.points[: len(mesh)]
+        front = (points[mesh.faces][:, :, 2] < 0.15).all(axis=1)  # the digit is at the south
+        axis.tripcolor(*points.T[:2], mesh.faces[front], values, shading="gouraud", cmap="viridis")
         axis.set_aspect("equal")
         axis.set_axis_off()
         axis.set_title(title, fontsize="medium")

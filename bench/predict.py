@@ -33,7 +33,7 @@ def predict_file(name: str, path: Path, seed: int | None = None) -> dict[str, An
     if seed is not None:
         rotations = haar_rotations(len(images), np.random.default_rng(seed))
     classifier = pdo.load(name)
-    signals = to_bytes(sample_rotated(images, rotations, classifier.mesh.vertices))
+    signals = to_bytes(sample_rotated(images, rotations, classifier.points))
     classes, probabilities = classifier.predict(signals)
     return {
         "network": name,

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy.spatial.transform import Rotation
 
 from bench.config import RunConfig, validated
 from bench.errors import RunError
 from bench.registry import MODELS
 from bench.tasks import MNIST_MEAN, MNIST_STD
 from data_prep.files import write_bytes, write_json
+from data_prep.grids import grid_points
+from pdo.mesh import Icosphere
 from pdo.pretrained import FOLDER
 
 RELEASED = {
@@ -55,6 +58,8 @@ def entry(results: Path, name: str, key: str) -> tuple[dict[str, Any], bytes]:
     provenance = json.loads((folder / "provenance.json").read_text())
     if provenance["git_dirty"] is not False:
         raise RunError(f"{folder} does not come from a clean commit")
+    points = grid_points(provenance["data"]["card"]["grid"])
+    pose = Rotation.align_vectors(points, Icosphere(run.data.level).vertices)[0].as_matrix()
     weights = (folder / "weights.safetensors").read_bytes()
     build = MODELS[run.task, run.network].build
     return {
@@ -65,7 +70,8 @@ def entry(results: Path, name: str, key: str) -> tuple[dict[str, Any], bytes]:
         "network": {**getattr(build, "keywords", {}), "level": run.data.level, **run.options},
         "input": {
             "values": "grey levels 0..255, 0 = background, 255 = ink",
-            "points": f"vertices of icosphere level {run.data.level}",
+            "points": f"vertices of icosphere level {run.data.level}, turned by the pose",
+            "pose": (pose.round(12) + 0).tolist(),
             "projection": provenance["data"]["card"]["projection"],
             "scale": 255,
             "mean": MNIST_MEAN,

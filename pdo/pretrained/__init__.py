@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class Classifier(nn.Module):
         scale: the greatest value of a raw signal; raw signals are in 0..scale.
         mean: of x / scale over the training set.
         std: of x / scale over the training set.
+        pose: rotation (3, 3) from the mesh's vertices to the points of the training set.
         facts: entry of the index, for the reader: `facts["measured"]`, `facts["run"]` and so on.
 
     Shapes: (B, V) -> (B, classes), raw signals to logits.
@@ -56,16 +58,23 @@ class Classifier(nn.Module):
         scale: float,
         mean: float,
         std: float,
+        pose: np.ndarray,
         facts: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.network, self.facts = network, facts or {}
-        self.scale, self.mean, self.std = scale, mean, std
+        self.scale, self.mean, self.std, self.pose = scale, mean, std, pose
 
     @property
     def mesh(self) -> Icosphere:
-        """The mesh at whose vertices (V, 3) signals are sampled."""
+        """The icosphere of the network."""
         return self.network.mesh
+
+    @property
+    def points(self) -> np.ndarray:
+        """Where signals are sampled, (V, 3) unit vectors, where upright digits lie round the south
+        pole: the vertices of `mesh`, turned by `pose`."""
+        return self.mesh.vertices @ self.pose.T
 
     def forward(self, signals: Tensor) -> Tensor:
         return self.network(((signals / self.scale - self.mean) / self.std)[:, None])
@@ -76,7 +85,7 @@ class Classifier(nn.Module):
         time.
 
         Args:
-            signals: (B, V) tensor or array, the value of each signal at each vertex of `mesh`, in
+            signals: (B, V) tensor or array, the value of each signal at each of `points`, in
                 the units of the training set: grey levels 0..255, 0 = background, for the digits.
 
         Raises:
@@ -126,5 +135,5 @@ def load(name: str) -> Classifier:
     entry = index[name]
     network = PDOeS2CNN(**entry["network"])
     network.load_state_dict(load_file(FOLDER / entry["weights"]))
-    inputs = entry["input"]
-    return Classifier(network, inputs["scale"], inputs["mean"], inputs["std"], entry).eval()
+    scale, mean, std, pose = (entry["input"][key] for key in ("scale", "mean", "std", "pose"))
+    return Classifier(network, scale, mean, std, np.array(pose), entry).eval()

@@ -12,6 +12,7 @@ from bench.errors import RunError
 from bench.predict import predict_file, read_images
 from bench.release import RELEASED, entry, release
 from data_prep.files import DataError
+from data_prep.grids import grid_points
 from data_prep.mnist import fetch_mnist, load_mnist
 from data_prep.spherical_mnist import haar_rotations, sample_rotated, sampling_matrix, to_bytes
 from data_prep.synthetic_digits import synthetic_digits
@@ -27,6 +28,14 @@ def test_package_is_what_release_makes_of_the_recorded_runs(tmp_path):
     assert {p.name for p in made} == {p.name for p in FOLDER.iterdir() if p.suffix[1:2] in "js"}
     for path in made:
         assert path.read_bytes() == (FOLDER / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_its_points_are_those_it_was_trained_on(name):
+    protocol, rest = RELEASED[name].split("/", 1)
+    folder = RESULTS / "recorded" / protocol / "runs" / rest
+    card = json.loads((folder / "provenance.json").read_text())["data"]["card"]
+    np.testing.assert_allclose(pdo.load(name).points, grid_points(card["grid"]), atol=1e-12)
 
 
 def test_what_is_not_recorded_is_not_released(tmp_path):
@@ -47,7 +56,7 @@ def test_recorded_accuracy_of_every_released_network(tmp_path):
         protocol, rest = key.split("/", 1)
         recorded = np.load(RESULTS / "recorded" / protocol / "runs" / rest / "predictions.npz")
         classifier, measured = pdo.load(name), pdo.pretrained()[name]["measured"]
-        points = classifier.mesh.vertices
+        points = classifier.points
         streams = [np.random.default_rng(s) for s in np.random.SeedSequence(0).spawn(5)]
         turns = haar_rotations(len(digits.test_images), streams[1])  # as `prepare` draws them
         matrix = sampling_matrix(points).astype(np.float32)
@@ -84,7 +93,7 @@ def test_predict_from_the_shell(tmp_path, capsys):
     turns = haar_rotations(4, np.random.default_rng(7))
     np.testing.assert_allclose(found["rotations"], turns)
     classifier = pdo.load(NAME)
-    signals = to_bytes(sample_rotated(IMAGES, turns, classifier.mesh.vertices))
+    signals = to_bytes(sample_rotated(IMAGES, turns, classifier.points))
     assert found["classes"] == classifier.predict(signals).classes.tolist()
     upright = predict_file(NAME, tmp_path / "digits.npy")
     assert upright["rotations"] is None and upright["probabilities"] != found["probabilities"]

@@ -22,7 +22,7 @@ def classifier():
 
 
 def signals(classifier, rotations):
-    return to_bytes(sample_rotated(DIGITS.test_images, rotations, classifier.mesh.vertices))
+    return to_bytes(sample_rotated(DIGITS.test_images, rotations, classifier.points))
 
 
 def test_index_and_weights_agree():
