@@ -150,10 +150,8 @@ def _method(results: Path) -> list[Figure]:
     found = []
     if (ROOT / "pdo/pretrained/index.json").exists():
         found.append(figures_method.signal_and_features())
-    for folder in (results / "recorded/convergence", ROOT / "docs/convergence"):
-        if (folder / "errors.csv").exists():
-            found.append(figures_method.equivariance_against_mesh(folder / "errors.csv"))
-            break
+    if (errors := results / "recorded/convergence/errors.csv").exists():
+        found.append(figures_method.equivariance_against_mesh(errors))
     if (speed := results / "recorded/speed/speed.json").exists():
         found.append(figures_method.time_and_memory(speed))
     return found

@@ -17,12 +17,8 @@ from bench.report import _curves
 from bench.tables import build_table, read_metrics, write_tables
 from tests.workflow.conftest import ROOT
 
+ERRORS = ROOT / "results/recorded/convergence/errors.csv"
 WIDTHS = {"desktop": 1200, "phone": 375}
-ERRORS = next(
-    path
-    for folder in ("results/recorded", "docs")
-    if (path := ROOT / folder / "convergence/errors.csv").exists()
-)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +32,8 @@ def results(tmp_path_factory):
     recorded.mkdir(parents=True)
     for name in ("table1.csv", "table1.md", "robustness.png"):
         shutil.copy(ROOT / "results/recorded/default" / name, recorded)
-    shutil.copytree(ROOT / "results/recorded/speed", folder / "recorded/speed")
-    (folder / "recorded/convergence").mkdir()
-    shutil.copy(ERRORS, folder / "recorded/convergence")
+    for measured in ("speed", "convergence"):
+        shutil.copytree(ROOT / "results/recorded" / measured, folder / "recorded" / measured)
     return folder
 
 
@@ -83,8 +78,9 @@ def test_figures_are_there_and_stand_in_files_too(report, results):
     assert {path.parent.name for path in files.values()} == {"spherical_mnist", "method"}
     shown = {base64.b64decode(data) for data, _ in images}
     assert all(path.read_bytes() in shown for path in files.values())
-    recorded = [alt for _, alt in images if alt.startswith(("default: ", "speed: "))]
-    assert recorded == ["default: robustness", "speed: speed"]
+    folders = ("convergence: ", "default: ", "speed: ")
+    recorded = [alt for _, alt in images if alt.startswith(folders)]
+    assert recorded == ["convergence: convergence", "default: robustness", "speed: speed"]
     assert len(images) == len(names) + len(recorded)
 
 
