@@ -26,7 +26,8 @@ def signal_and_features() -> Figure:
     field that varies most, its mean over the fibre (mode 0)."""
     digit = synthetic_digits(n_train=1, n_test=1).test_images
     network = pdo.load("pdo-es2cnn-small-mnist")
-    signal = to_bytes(sample_rotated(digit, np.eye(3)[None], network.points))
+    points = network.points  # those of coarser meshes come first
+    signal = to_bytes(sample_rotated(digit, np.eye(3)[None], points))
     with torch.no_grad():
         x = (torch.from_numpy(signal).float()[:, None] / 255 - 0.1307) / 0.3081
         fields = network.network.fields(x)
@@ -39,9 +40,9 @@ def signal_and_features() -> Figure:
         )
     plot, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 2.9), layout="constrained")
     for axis, (mesh, values, title) in zip(axes, shown, strict=True):
-        points = network.points[: len(mesh)]
         front = (points[mesh.faces][:, :, 2] < 0.15).all(axis=1)  # the digit is at the south
-        axis.tripcolor(*points.T[:2], mesh.faces[front], values, shading="gouraud", cmap="viridis")
+        x, y, _ = points[: len(mesh)].T
+        axis.tripcolor(x, y, mesh.faces[front], values, shading="gouraud", cmap="viridis")
         axis.set_aspect("equal")
         axis.set_axis_off()
         axis.set_title(title, fontsize="medium")

@@ -43,15 +43,21 @@ def release(results: Path, out: Path = FOLDER) -> list[Path]:
     return paths
 
 
+def recorded(results: Path, key: str) -> Path:
+    """Folder of a recorded run, by its key."""
+    protocol, rest = key.split("/", 1)
+    return results / "recorded" / protocol / "runs" / rest
+
+
 def entry(results: Path, name: str, key: str) -> tuple[dict[str, Any], bytes]:
     """What the index says of one network, and its weights.
 
     Raises:
         RunError: if the run is not recorded, or not from a clean commit.
     """
-    protocol, rest = key.split("/", 1)
-    folder = results / "recorded" / protocol / "runs" / rest
+    folder = recorded(results, key)
     if not (folder / "weights.safetensors").is_file():
+        protocol, _, _ = key.partition("/")
         raise RunError(f"{folder} holds no weights: `python -m bench record --protocol {protocol}`")
     run = validated(RunConfig, yaml.safe_load((folder / "config.yaml").read_text()), "run")
     metrics = json.loads((folder / "metrics.json").read_text())

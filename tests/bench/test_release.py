@@ -10,7 +10,7 @@ import pdo
 from bench.__main__ import main
 from bench.errors import RunError
 from bench.predict import predict_file, read_images
-from bench.release import RELEASED, entry, release
+from bench.release import RELEASED, entry, recorded, release
 from data_prep.files import DataError
 from data_prep.grids import grid_points
 from data_prep.mnist import fetch_mnist, load_mnist
@@ -32,9 +32,8 @@ def test_package_is_what_release_makes_of_the_recorded_runs(tmp_path):
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_its_points_are_those_it_was_trained_on(name):
-    protocol, rest = RELEASED[name].split("/", 1)
-    folder = RESULTS / "recorded" / protocol / "runs" / rest
-    card = json.loads((folder / "provenance.json").read_text())["data"]["card"]
+    provenance = recorded(RESULTS, RELEASED[name]) / "provenance.json"
+    card = json.loads(provenance.read_text())["data"]["card"]
     np.testing.assert_allclose(pdo.load(name).points, grid_points(card["grid"]), atol=1e-12)
 
 
@@ -53,8 +52,7 @@ def test_recorded_accuracy_of_every_released_network(tmp_path):
         pytest.skip(f"MNIST cannot be had: {error}")
     digits = load_mnist(tmp_path)
     for name, key in RELEASED.items():
-        protocol, rest = key.split("/", 1)
-        recorded = np.load(RESULTS / "recorded" / protocol / "runs" / rest / "predictions.npz")
+        of_run = np.load(recorded(RESULTS, key) / "predictions.npz")
         classifier, measured = pdo.load(name), pdo.pretrained()[name]["measured"]
         points = classifier.points
         streams = [np.random.default_rng(s) for s in np.random.SeedSequence(0).spawn(5)]
@@ -71,7 +69,7 @@ def test_recorded_accuracy_of_every_released_network(tmp_path):
                     x = (matrix @ images.reshape(len(images), -1).T.astype(np.float32)).T
                 found.append(classifier.predict(to_bytes(x)).classes.numpy())
             classes = np.concatenate(found)
-            differ = classes != recorded[f"{column.replace('/', '_')}_predictions"]
+            differ = classes != of_run[f"{column.replace('/', '_')}_predictions"]
             accuracy = 100 * np.mean(classes == digits.test_labels)
             assert differ.sum() <= 5, (name, column)
             assert abs(accuracy - scores["accuracy_percent"]) <= 0.05
