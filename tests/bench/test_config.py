@@ -13,6 +13,7 @@ from bench.registry import FOLDS
 from tests.conftest import tiny_protocol, tiny_run
 
 CONFIG = Path(__file__).parents[2] / "config"
+PAPER = CONFIG / "paper.yaml"
 PROTOCOLS = ("test", "default", "workstation", "paper")
 
 
@@ -94,12 +95,26 @@ def test_nearest_ring_is_the_paper_protocol_but_for_the_stencil():
     small = ("PDO-eS2CNN-small", "N", 0)
     (papers,) = (
         r
-        for r in planned_runs(load_protocol(CONFIG / "paper.yaml"))
+        for r in planned_runs(load_protocol(PAPER))
         if (r.model, r.setting, r.seed) == small
     )
     assert run.options == {"stencil": "paper"} and papers.options == {}
     named = {"protocol": "nearest_ring", "model": "nearest-ring", "options": {"stencil": "paper"}}
     assert run == papers.model_copy(update=named)
+
+
+def test_published_sampling_is_the_paper_protocol_but_for_the_sampling():
+    runs = planned_runs(load_protocol(CONFIG / "published_sampling.yaml"))
+    papers = {(r.model, r.setting, r.seed): r for r in planned_runs(load_protocol(PAPER))}
+    assert {(r.model, r.setting) for r in runs} == {
+        (model, setting) for model in ("PDO-eS2CNN-small", "nearest-ring") for setting in "NR"
+    }
+    for run in runs:
+        plain = papers["PDO-eS2CNN-small", run.setting, 0]
+        options = {"stencil": "paper"} if run.model == "nearest-ring" else {}
+        faulty = plain.data.model_copy(update={"legacy_bilinear": True})
+        named = {"protocol": "published_sampling", "model": run.model, "options": options}
+        assert run == plain.model_copy(update=named | {"data": faulty})
 
 
 def test_a_variant_is_a_row_of_its_own_with_the_recipe_of_its_network():

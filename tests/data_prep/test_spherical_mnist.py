@@ -149,6 +149,23 @@ def test_bytes():
 
 
 @pytest.mark.parametrize("legacy", [False, True])
+def test_only_the_legacy_fault_shows_which_way_up_an_image_was(legacy):
+    """A half turn of the image about its centre, pixel (14, 14), is a half turn of the signal; with
+    the fault it is another signal: the weights jump on one side of each pixel and not on the other."""
+    points = random_points(800)
+    images = NOISE.copy()
+    images[:, 0] = images[:, :, 0] = 0  # a half turn about pixel 14 takes 1..27 to itself
+    turned = np.zeros_like(images)
+    turned[:, 1:, 1:] = images[:, :0:-1, :0:-1]
+    matrix = sampling_matrix(points, legacy)
+    half_turn = sampling_matrix(points * [-1, -1, 1], legacy)
+    signals = (matrix @ turned.reshape(4, -1).T.astype(float)).T
+    expected = (half_turn @ images.reshape(4, -1).T.astype(float)).T
+    error = np.abs(signals - expected).max() / np.abs(expected).max()
+    assert error > 0.1 if legacy else error < 1e-12
+
+
+@pytest.mark.parametrize("legacy", [False, True])
 def test_identity_rotation_is_the_upright_signal(legacy):
     points = random_points(1000)
     upright = (sampling_matrix(points, legacy) @ NOISE.reshape(4, -1).T.astype(float)).T
