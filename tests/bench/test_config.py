@@ -94,9 +94,7 @@ def test_nearest_ring_is_the_paper_protocol_but_for_the_stencil():
     (run,) = planned_runs(load_protocol(CONFIG / "nearest_ring.yaml"))
     small = ("PDO-eS2CNN-small", "N", 0)
     (papers,) = (
-        r
-        for r in planned_runs(load_protocol(PAPER))
-        if (r.model, r.setting, r.seed) == small
+        r for r in planned_runs(load_protocol(PAPER)) if (r.model, r.setting, r.seed) == small
     )
     assert run.options == {"stencil": "paper"} and papers.options == {}
     named = {"protocol": "nearest_ring", "model": "nearest-ring", "options": {"stencil": "paper"}}

@@ -151,7 +151,7 @@ def test_bytes():
 @pytest.mark.parametrize("legacy", [False, True])
 def test_only_the_legacy_fault_shows_which_way_up_an_image_was(legacy):
     """A half turn of the image about its centre, pixel (14, 14), is a half turn of the signal; with
-    the fault it is another signal: the weights jump on one side of each pixel and not on the other."""
+    the fault it is another signal: the weights jump on one side of a pixel, not on the other."""
     points = random_points(800)
     images = NOISE.copy()
     images[:, 0] = images[:, :, 0] = 0  # a half turn about pixel 14 takes 1..27 to itself
