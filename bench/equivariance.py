@@ -47,14 +47,13 @@ from torch import nn
 from tqdm import tqdm
 
 from bench.errors import ConfigError, RunError, unknown
+from bench.prepared import mnist_or_synthetic
 from bench.provenance import git_state
 from bench.registry import MODELS, models_of
 from bench.seeds import derive
 from bench.tasks import MNIST_MEAN, MNIST_STD
 from data_prep.grids import grid_points
-from data_prep.mnist import Digits, load_mnist
 from data_prep.spherical_mnist import haar_rotations, sampling_matrix, stratified_subset
-from data_prep.synthetic_digits import synthetic_digits
 
 TASK = "spherical_mnist"
 BAND_LIMIT = 10
@@ -353,10 +352,9 @@ def _relative(distances: list[np.ndarray], reference: np.ndarray) -> dict[str, f
 
 def _images(data: Path, n: int, seed: int) -> tuple[np.ndarray, str]:
     """Test images (n, 28, 28), all classes alike, and where they come from."""
-    raw = data / "raw" / "mnist"
     if n < 2:
         raise ConfigError(f"--digits must be at least 2 (errors are relative to spread), not {n}")
-    found: Digits = load_mnist(raw) if raw.is_dir() else synthetic_digits(1, n, seed)
+    found = mnist_or_synthetic(data, 1, n, seed)
     size = len(found.test_labels)
     if n > size:
         raise ConfigError(f"--digits must be at most the {size} test digits, not {n}")

@@ -19,10 +19,10 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from bench.prepared import mnist_or_synthetic
 from bench.stencil_families import SMOOTH, Family, Smoother, smoother_stencil
-from data_prep.mnist import Digits, load_mnist
+from data_prep.mnist import Digits
 from data_prep.spherical_mnist import haar_rotations, sample_rotated
-from data_prep.synthetic_digits import synthetic_digits
 from pdo.activation import FieldNormReLU
 from pdo.frames import default_frames
 from pdo.layers import InvariantReadout, PDOConv
@@ -41,8 +41,7 @@ RIDGE = 0.01
 
 def digits_of(data: Path, n_train: int, n_test: int) -> Digits:
     """The first MNIST digits, or synthetic ones where `data`/raw/mnist is missing."""
-    raw = data / "raw" / "mnist"
-    found = load_mnist(raw) if raw.is_dir() else synthetic_digits(n_train, n_test, seed=0)
+    found = mnist_or_synthetic(data, n_train, n_test)
     return found._replace(
         train_images=found.train_images[:n_train],
         train_labels=found.train_labels[:n_train],

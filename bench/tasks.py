@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ from torch.nn import functional
 
 from bench.config import RunConfig
 from bench.errors import RunError
-from bench.registry import MODELS, TASKS, columns_of
+from bench.prepared import describe, open_prepared
+from bench.registry import TASKS, columns_of
 from bench.tasks_qm7 import QM7
 from bench.tasks_rooms import Rooms
 from data_prep.spherical_mnist import stratified_subset
@@ -35,14 +34,7 @@ class SphericalMNIST:
     evaluation_batch = 128
 
     def __init__(self, run: RunConfig, data_root: Path) -> None:
-        grid = MODELS[run.task, run.network].grid_name(run.data.level)
-        folder = data_root / run.data.folder(grid)
-        if not (folder / "card.json").is_file():
-            raise RunError(
-                f"no prepared signals in {folder}: let Snakemake make them, or see "
-                "`python -m data_prep spherical-mnist --help`"
-            )
-        self.card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+        folder, card = open_prepared(run, data_root, "spherical-mnist")
         self.label_smoothing = run.train.label_smoothing
         split = np.load(folder / "split.npz")
         train_labels = np.load(folder / "train_labels.npy").astype(np.int64)
@@ -69,14 +61,7 @@ class SphericalMNIST:
         self.tests = columns_of(run.task, run.setting)
         for column in self.tests:
             self.sets[column] = (signals(f"test_{column.split('/')[-1]}"), test_labels, test)
-        digest = hashlib.sha256()
-        for name in ("train", "validation", *self.tests):
-            digest.update(np.ascontiguousarray(self.sets[name][2], dtype="<i8").tobytes())
-        self.facts = {
-            "card": self.card,
-            "split_sha256": digest.hexdigest(),
-            "counts": {name: self.size(name) for name in self.sets},
-        }
+        self.facts = describe(card, {name: chosen for name, (_, _, chosen) in self.sets.items()})
 
     def fit(self, model: nn.Module) -> None:
         """Nothing: these networks take no statistics from the training set before training."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from baselines.molecules import Molecules
 from bench.config import RunConfig
 from bench.errors import RunError
+from bench.prepared import describe, open_prepared
 from bench.registry import MODELS, TASKS, columns_of
 from data_prep.qm7 import ELEMENTS
 
@@ -33,13 +32,7 @@ class QM7:
 
     def __init__(self, run: RunConfig, data_root: Path) -> None:
         grid = MODELS[run.task, run.network].grid_name(run.data.level)
-        folder = data_root / run.data.folder(grid)
-        if not (folder / "card.json").is_file():
-            raise RunError(
-                f"no prepared molecules in {folder}: let Snakemake make them, or see "
-                "`python -m data_prep qm7 --help`"
-            )
-        self.card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+        folder, card = open_prepared(run, data_root, "qm7")
         with np.load(folder / "molecules.npz") as file:
             self.first, self.energies = file["first"], file["energies"]
             self.charges, self.positions = file["charges"].astype(np.int64), file["positions"]
@@ -57,14 +50,7 @@ class QM7:
             "validation": np.sort(order[held_out]),
             **dict.fromkeys(self.tests, test),
         }
-        digest = hashlib.sha256()
-        for chosen in self.sets.values():
-            digest.update(np.ascontiguousarray(chosen, dtype="<i8").tobytes())
-        self.facts = {
-            "card": self.card,
-            "split_sha256": digest.hexdigest(),
-            "counts": {name: self.size(name) for name in self.sets},
-        }
+        self.facts = describe(card, self.sets)
         self.scale = 1.0
 
     def fit(self, model: Any) -> None:

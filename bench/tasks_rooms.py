@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +12,8 @@ from torch.nn import functional
 
 from bench.config import RunConfig
 from bench.errors import RunError
-from bench.registry import MODELS, TASKS, columns_of
+from bench.prepared import describe, open_prepared
+from bench.registry import TASKS, columns_of
 from bench.segmentation import CLASSES, confusion, scores
 from data_prep.stanford import FOLDS, LABELS, RGBD_MEAN, RGBD_STD
 
@@ -39,14 +37,7 @@ class Rooms:
     def __init__(self, run: RunConfig, data_root: Path) -> None:
         entry = TASKS[run.task]
         self.metric, self.higher_is_better = entry.metric, entry.higher_is_better
-        grid = MODELS[run.task, run.network].grid_name(run.data.level)
-        folder = data_root / run.data.folder(grid)
-        if not (folder / "card.json").is_file():
-            raise RunError(
-                f"no prepared panoramas in {folder}: let Snakemake make them, or see "
-                "`python -m data_prep rooms --help`"
-            )
-        self.card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+        folder, card = open_prepared(run, data_root, "rooms")
         with (folder / "panoramas.csv").open() as file:
             areas = np.array([row["area"] for row in csv.DictReader(file)])
         tested = np.isin(areas, FOLDS[run.setting])
@@ -68,16 +59,9 @@ class Rooms:
         for column in self.tests:
             source = arrays("rotated_") if column.endswith("rotated") else upright
             self.sets[column] = (*source, test)
-        digest = hashlib.sha256()
-        for _, _, chosen in self.sets.values():
-            digest.update(np.ascontiguousarray(chosen, dtype="<i8").tobytes())
         self.weights = class_weights(self.sets["train"])
-        self.facts = {
-            "card": self.card,
-            "split_sha256": digest.hexdigest(),
-            "counts": {name: self.size(name) for name in self.sets},
-            "class_weights": dict(zip(LABELS, self.weights.tolist(), strict=True)),
-        }
+        self.facts = describe(card, {name: chosen for name, (_, _, chosen) in self.sets.items()})
+        self.facts["class_weights"] = dict(zip(LABELS, self.weights.tolist(), strict=True))
         self.mean = torch.tensor(RGBD_MEAN)[:, None]
         self.std = torch.tensor(RGBD_STD)[:, None]
 

@@ -179,5 +179,5 @@ def test_claims_of_2d3ds_stand_beside_its_table_alone(tmp_path):
 
 
 def test_no_data_is_one_line(tmp_path):
-    with pytest.raises(RunError, match="no prepared panoramas in"):
+    with pytest.raises(RunError, match="no prepared data in"):
         Rooms(run_of(), tmp_path)
