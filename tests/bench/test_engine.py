@@ -196,7 +196,7 @@ def test_bad_option_of_a_model(tmp_path, tiny_data):
 
 
 def test_missing_data(tmp_path):
-    with pytest.raises(RunError, match="no prepared data in .*spherical-mnist"):
+    with pytest.raises(RunError, match=r"no prepared data in .*spherical-mnist"):
         train(tiny_run(), tmp_path, tmp_path, CPU, track=False)
 
 
