@@ -47,13 +47,13 @@ from torch import nn
 from tqdm import tqdm
 
 from bench.errors import ConfigError, RunError, unknown
-from bench.prepared import mnist_or_synthetic
 from bench.provenance import git_state
 from bench.registry import MODELS, models_of
 from bench.seeds import derive
 from bench.tasks import MNIST_MEAN, MNIST_STD
 from data_prep.grids import grid_points
 from data_prep.spherical_mnist import haar_rotations, sampling_matrix, stratified_subset
+from data_prep.synthetic_digits import mnist_or_synthetic
 
 TASK = "spherical_mnist"
 BAND_LIMIT = 10

@@ -13,8 +13,6 @@ import numpy as np
 from bench.config import RunConfig
 from bench.errors import RunError
 from bench.registry import MODELS
-from data_prep.mnist import Digits, load_mnist
-from data_prep.synthetic_digits import synthetic_digits
 
 
 def open_prepared(run: RunConfig, data_root: Path, command: str) -> tuple[Path, dict[str, Any]]:
@@ -44,9 +42,3 @@ def describe(card: dict[str, Any], chosen: Mapping[str, np.ndarray]) -> dict[str
         "split_sha256": digest.hexdigest(),
         "counts": {name: len(indices) for name, indices in chosen.items()},
     }
-
-
-def mnist_or_synthetic(data_root: Path, n_train: int, n_test: int, seed: int = 0) -> Digits:
-    """All of MNIST if its files are in `data_root`/raw/mnist, else so many synthetic digits."""
-    raw = data_root / "raw" / "mnist"
-    return load_mnist(raw) if raw.is_dir() else synthetic_digits(n_train, n_test, seed)

@@ -19,10 +19,10 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from bench.prepared import mnist_or_synthetic
 from bench.stencil_families import SMOOTH, Family, Smoother, smoother_stencil
 from data_prep.mnist import Digits
 from data_prep.spherical_mnist import haar_rotations, sample_rotated
+from data_prep.synthetic_digits import mnist_or_synthetic
 from pdo.activation import FieldNormReLU
 from pdo.frames import default_frames
 from pdo.layers import InvariantReadout, PDOConv

@@ -13,7 +13,7 @@ from baselines.molecules import Molecules
 from bench.config import RunConfig
 from bench.errors import RunError
 from bench.prepared import describe, open_prepared
-from bench.registry import MODELS, TASKS, columns_of
+from bench.registry import TASKS, columns_of
 from data_prep.qm7 import ELEMENTS
 
 
@@ -31,14 +31,13 @@ class QM7:
     evaluation_batch = 32
 
     def __init__(self, run: RunConfig, data_root: Path) -> None:
-        grid = MODELS[run.task, run.network].grid_name(run.data.level)
         folder, card = open_prepared(run, data_root, "qm7")
         with np.load(folder / "molecules.npz") as file:
             self.first, self.energies = file["first"], file["energies"]
             self.charges, self.positions = file["charges"].astype(np.int64), file["positions"]
             fold_of = file["fold"]
         signals = folder / "signals.npy"
-        self.signals = None if grid == "none" else np.load(signals, mmap_mode="r")
+        self.signals = None if card["grid"] == "none" else np.load(signals, mmap_mode="r")
         fold = int(run.setting.removeprefix("fold"))
         rng = np.random.default_rng((run.data.seed, fold))
         order = rng.permutation(np.flatnonzero(fold_of != fold))[: run.data.n_train]

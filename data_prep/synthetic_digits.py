@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from data_prep.mnist import SIZE, Digits
+from data_prep.mnist import SIZE, Digits, load_mnist
 
 BLOCK = 128  # images drawn at a time: bounds memory
 
@@ -63,6 +64,12 @@ def synthetic_digits(n_train: int, n_test: int, seed: int = 0) -> Digits:
     arrays = dict(zip(Digits._fields[:4], (*train, *test), strict=True))
     sha256 = {name: hashlib.sha256(array.data).hexdigest() for name, array in arrays.items()}
     return Digits(**arrays, source="synthetic digits", sha256=sha256)
+
+
+def mnist_or_synthetic(data_root: Path, n_train: int, n_test: int, seed: int = 0) -> Digits:
+    """All of MNIST if its files are in `data_root`/raw/mnist, else so many synthetic digits."""
+    raw = data_root / "raw" / "mnist"
+    return load_mnist(raw) if raw.is_dir() else synthetic_digits(n_train, n_test, seed)
 
 
 def _draw(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

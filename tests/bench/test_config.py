@@ -13,7 +13,6 @@ from bench.registry import FOLDS
 from tests.conftest import tiny_protocol, tiny_run
 
 CONFIG = Path(__file__).parents[2] / "config"
-PAPER = CONFIG / "paper.yaml"
 PROTOCOLS = ("test", "default", "workstation", "paper")
 
 
@@ -90,12 +89,16 @@ def test_ablation_has_a_row_for_each_choice():
         assert name == "-".join(said)
 
 
+def paper_run(model: str, setting: str) -> config.RunConfig:
+    """The run of the paper protocol with seed 0."""
+    runs = planned_runs(load_protocol(CONFIG / "paper.yaml"))
+    (found,) = (r for r in runs if (r.model, r.setting, r.seed) == (model, setting, 0))
+    return found
+
+
 def test_nearest_ring_is_the_paper_protocol_but_for_the_stencil():
     (run,) = planned_runs(load_protocol(CONFIG / "nearest_ring.yaml"))
-    small = ("PDO-eS2CNN-small", "N", 0)
-    (papers,) = (
-        r for r in planned_runs(load_protocol(PAPER)) if (r.model, r.setting, r.seed) == small
-    )
+    papers = paper_run("PDO-eS2CNN-small", "N")
     assert run.options == {"stencil": "paper"} and papers.options == {}
     named = {"protocol": "nearest_ring", "model": "nearest-ring", "options": {"stencil": "paper"}}
     assert run == papers.model_copy(update=named)
@@ -103,12 +106,11 @@ def test_nearest_ring_is_the_paper_protocol_but_for_the_stencil():
 
 def test_published_sampling_is_the_paper_protocol_but_for_the_sampling():
     runs = planned_runs(load_protocol(CONFIG / "published_sampling.yaml"))
-    papers = {(r.model, r.setting, r.seed): r for r in planned_runs(load_protocol(PAPER))}
     assert {(r.model, r.setting) for r in runs} == {
         (model, setting) for model in ("PDO-eS2CNN-small", "nearest-ring") for setting in "NR"
     }
     for run in runs:
-        plain = papers["PDO-eS2CNN-small", run.setting, 0]
+        plain = paper_run("PDO-eS2CNN-small", run.setting)
         options = {"stencil": "paper"} if run.model == "nearest-ring" else {}
         faulty = plain.data.model_copy(update={"legacy_bilinear": True})
         named = {"protocol": "published_sampling", "model": run.model, "options": options}

@@ -179,5 +179,5 @@ def test_claims_of_2d3ds_stand_beside_its_table_alone(tmp_path):
 
 
 def test_no_data_is_one_line(tmp_path):
-    with pytest.raises(RunError, match="no prepared data in"):
+    with pytest.raises(RunError, match=r"no prepared data in .*data_prep rooms"):
         Rooms(run_of(), tmp_path)
