@@ -162,6 +162,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "optimizer": "adam",
             "learning_rate": 1e-3,
             "schedule": "constant",
+            "amp": True,
         },
     ),
     ("spherical_mnist", "PDO-eS2CNN-small"): ModelEntry(
@@ -199,6 +200,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "optimizer": "adam",
             "learning_rate": 5e-3,
             "schedule": "one_cycle",
+            "amp": True,
         },
     ),
     ("spherical_mnist", "PDO-eS2CNN-large"): ModelEntry(
