@@ -152,6 +152,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "schedule": "step",
             "step_epochs": 10,
             "step_factor": 0.5,
+            "amp": True,
         },
     ),
     ("spherical_mnist", "HexRUNet-C"): ModelEntry(
@@ -177,6 +178,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "optimizer": "adam",
             "learning_rate": 1e-4,
             "schedule": "constant",
+            "amp": True,
         },
         own_settings=("Omni",),
     ),

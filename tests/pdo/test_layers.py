@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y
@@ -158,6 +159,19 @@ def test_sparse_operator_is_the_matrix_and_follows_dtype():
     assert torch.autograd.gradcheck(operator, (x,), fast_mode=True)
     assert operator.float()(x.float()).dtype == torch.float32
     assert not operator.state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparse_product_is_no_wiser_for_what_its_memory_held(dtype, monkeypatch):
+    matrix = sparse.csr_array(np.diag([2.0, 0.0, 3.0]) + np.eye(3, k=2))
+    matrix.eliminate_zeros()  # a row without entries
+    operator, x = SparseOperator(matrix).to(dtype), torch.ones(3, 2, dtype=dtype)
+
+    def of_rubbish(self, *shape):
+        return self.new_full(shape, torch.nan)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", of_rubbish)
+    assert operator(x).tolist() == [[3, 3], [0, 0], [3, 3]]
 
 
 def test_readout_integrates_over_the_sphere():
