@@ -152,7 +152,6 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "schedule": "step",
             "step_epochs": 10,
             "step_factor": 0.5,
-            "amp": True,
         },
     ),
     ("spherical_mnist", "HexRUNet-C"): ModelEntry(
