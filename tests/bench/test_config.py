@@ -105,15 +105,17 @@ def test_nearest_ring_is_the_paper_protocol_but_for_the_stencil():
 
 
 def test_published_sampling_is_the_paper_protocol_but_for_the_sampling():
-    runs = planned_runs(load_protocol(CONFIG / "published_sampling.yaml"))
-    assert {(r.model, r.setting) for r in runs} == {
-        (model, setting) for model in ("PDO-eS2CNN-small", "nearest-ring") for setting in "NR"
+    rows = {
+        "PDO-eS2CNN-small": {},
+        "nearest-ring": {"stencil": "paper"},
+        "nearest-ring-subsampled": {"stencil": "paper", "smooth_pooling": False},
     }
+    runs = planned_runs(load_protocol(CONFIG / "published_sampling.yaml"))
+    assert {(r.model, r.setting) for r in runs} == {(row, s) for row in rows for s in "NR"}
     for run in runs:
         plain = paper_run("PDO-eS2CNN-small", run.setting)
-        options = {"stencil": "paper"} if run.model == "nearest-ring" else {}
         faulty = plain.data.model_copy(update={"legacy_bilinear": True})
-        named = {"protocol": "published_sampling", "model": run.model, "options": options}
+        named = {"protocol": "published_sampling", "model": run.model, "options": rows[run.model]}
         assert run == plain.model_copy(update=named | {"data": faulty})
 
 
