@@ -162,7 +162,6 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
             "optimizer": "adam",
             "learning_rate": 1e-3,
             "schedule": "constant",
-            "amp": True,
         },
     ),
     ("spherical_mnist", "PDO-eS2CNN-small"): ModelEntry(
