@@ -163,8 +163,7 @@ def test_sparse_operator_is_the_matrix_and_follows_dtype():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sparse_product_is_no_wiser_for_what_its_memory_held(dtype, monkeypatch):
-    matrix = sparse.csr_array(np.diag([2.0, 0.0, 3.0]) + np.eye(3, k=2))
-    matrix.eliminate_zeros()  # a row without entries
+    matrix = sparse.csr_array([[2.0, 0, 1], [0, 0, 0], [0, 0, 3]])  # a row without entries
     operator, x = SparseOperator(matrix).to(dtype), torch.ones(3, 2, dtype=dtype)
 
     def of_rubbish(self, *shape):
