@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pdo import kernels
+from pdo.fields import check_field
 from pdo.kernels import array
 from pdo.precision import full_precision
 
@@ -30,7 +32,8 @@ class FieldNormReLU(nn.Module):
     Shapes: (V, 2 orders + 1, C, B), kept.
 
     Raises:
-        ValueError: if the samples are too few for the orders.
+        ValueError: if the samples are too few for the orders, or the input has another shape.
+        TypeError: if the input is not in the layer's precision, float32 or float64.
     """
 
     mean: Tensor
@@ -51,6 +54,7 @@ class FieldNormReLU(nn.Module):
         self.register_buffer("basis", fibre_basis(orders, samples), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_field(self, x, "V", self.basis.shape[1], len(self.gain), self.gain.dtype)
         with full_precision(x):
             mean, variance = self.mean, self.variance
             if self.training:
@@ -78,14 +82,15 @@ def fibre_basis(orders: int, samples: int) -> Tensor:
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each field over vertices, fibre and batch: (V, N, C, B) -> two (C,).
-    On a CPU without gradients: `_NormReLU` knows them."""
+    On a CPU without gradients: `_NormReLU` knows them. Of a nearly constant field, rounding may
+    leave a mean square below the squared mean: variance 0 then."""
     count = x.shape[0] * x.shape[3]
     if kernels.apply_to(x):
         kernels.threads()
         sums = torch.from_numpy(kernels.moments(array(x.contiguous()))) / count
-        return sums[0].to(x.dtype), (sums[1] - sums[0].square()).to(x.dtype)
+        return sums[0].to(x.dtype), (sums[1] - sums[0].square()).clamp_min(0).to(x.dtype)
     mean = x[:, 0].mean(dim=(0, 2))
-    return mean, x.square().sum(dim=(0, 1, 3)) / count - mean.square()
+    return mean, (x.square().sum(dim=(0, 1, 3)) / count - mean.square()).clamp_min(0)
 
 
 def scale_relu(x: Tensor, scale: Tensor, shift: Tensor, basis: Tensor) -> Tensor:
@@ -119,6 +124,7 @@ class _NormReLU(torch.autograd.Function):
         return kernels.relu(x, scale, bias - mean * scale, basis)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, bias, mean, inverse, basis = ctx.saved_tensors
         scale = gain * inverse

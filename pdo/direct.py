@@ -26,7 +26,14 @@ from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
 from pdo.operators import CONJUGATE, SHIFTS, terms
 from pdo.sparse import SparseOperator
-from pdo.stencils import SMOOTHED, Stencil, StencilSpec, fit_stencil, smoothing_stencil
+from pdo.stencils import (
+    SMOOTHED,
+    Stencil,
+    StencilSpec,
+    fit_stencil,
+    smoothing_stencil,
+    without_transport,
+)
 
 Interpolation = Literal["trigonometric", "linear"]
 
@@ -66,7 +73,9 @@ class DirectPDOConv(nn.Module):
         samples: N, of the fibre.
         lifting: take signals on the sphere, not fields.
         stencil: how derivatives are estimated.
-        interpolation: between the samples of a turned fibre, "trigonometric" or "linear".
+        interpolation: between the samples of a turned fibre, "trigonometric" or "linear". With
+            an even N the trigonometric one takes the mode N / 2 as a cosine: no rotation of it.
+        transport: carry neighbours' fibres to the frame at P.
 
     Shapes: (V, N, C_in, B) -> (V, N, C_out, B); lifting: (V, 1, C_in, B) -> (V, N, C_out, B).
 
@@ -85,16 +94,20 @@ class DirectPDOConv(nn.Module):
         lifting: bool = False,
         stencil: StencilSpec = SMOOTHED,
         interpolation: Interpolation = "trigonometric",
+        transport: bool = True,
     ) -> None:
         super().__init__()
         self.mesh, self.samples, self.lifting, self.stencil = mesh, samples, lifting, stencil
+        self.transport = transport
         input_samples = 1 if lifting else samples
         frames = default_frames(mesh)
         self.smoothing = None
         if stencil.smoothing_rings > 0:
             smooth = smoothing_stencil(mesh, frames, stencil.smoothing_rings)
+            smooth = smooth if transport else without_transport(smooth)
             self.smoothing = TransportedStencil(smooth, input_samples, interpolation)
         fit = fit_stencil(mesh, frames, stencil)
+        fit = fit if transport else without_transport(fit)
         fit = replace(fit, weights=fit.weights * mesh.mean_edge**DEGREES)
         self.derivatives = TransportedStencil(fit, input_samples, interpolation)
         self.register_buffer("chi", chi(samples), persistent=False)
@@ -211,6 +224,7 @@ def to_direct(layer: PDOConv) -> DirectPDOConv:
         2 * layer.orders + 1,
         lifting=layer.input_orders == 0,
         stencil=layer.stencil,
+        transport=layer.transport,
     ).to(weight)
     with torch.no_grad():
         direct.weight.copy_(weight)
@@ -238,8 +252,15 @@ def to_spectral(layer: DirectPDOConv, drop_wrapped: bool = False) -> PDOConv:
             "pass drop_wrapped=True to leave them out"
         )
     _, _, out_fields, in_fields = layer.weight.shape
-    spectral = PDOConv(layer.mesh, in_fields, out_fields, orders, input_orders, layer.stencil)
-    spectral = spectral.to(layer.weight)
+    spectral = PDOConv(
+        layer.mesh,
+        in_fields,
+        out_fields,
+        orders,
+        input_orders,
+        stencil=layer.stencil,
+        transport=layer.transport,
+    ).to(layer.weight)
     with torch.no_grad():
         for parameter, weight in zip(spectral.weights, weights, strict=True):
             parameter.copy_(weight)

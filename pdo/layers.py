@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pdo.fields import check_field
 from pdo.frames import default_frames
 from pdo.local import Derivatives, FieldOperator, derive_and_mix
 from pdo.mesh import Icosphere
@@ -51,8 +52,12 @@ class PDOConv(nn.Module):
 
     Shapes: (V, 2 input_orders + 1, C_in, B) -> (V, 2 orders + 1, C_out, B).
 
+    Derivatives are rounded to torch's default dtype: for float64 throughout, set it before.
+
     Raises:
-        ValueError: if the stencil's rings hold too few neighbours for its polynomial.
+        ValueError: if the stencil's rings hold too few neighbours for its polynomial, or the input
+            has another shape.
+        TypeError: if the input is not in the layer's precision, float32 or float64.
     """
 
     def __init__(
@@ -67,10 +72,11 @@ class PDOConv(nn.Module):
     ) -> None:
         super().__init__()
         input_orders = orders if input_orders is None else input_orders
-        self.mesh, self.stencil = mesh, stencil
+        self.mesh, self.stencil, self.transport = mesh, stencil, transport
         self.orders, self.input_orders = orders, input_orders
         reached = min(orders, input_orders + 2)  # second derivatives raise the order by two
-        self.out_fields, self.unreached = out_fields, 2 * (orders - reached)
+        self.in_fields, self.out_fields = in_fields, out_fields
+        self.unreached = 2 * (orders - reached)
         frames = default_frames(mesh)
         self.smoothing = None
         if stencil.smoothing_rings > 0:
@@ -93,6 +99,8 @@ class PDOConv(nn.Module):
             self.weights.append(nn.Parameter(torch.randn(shape) * math.sqrt(2 / fan_in)))
 
     def forward(self, x: Tensor) -> Tensor:
+        n = 2 * self.input_orders + 1
+        check_field(self, x, len(self.mesh), n, self.in_fields, self.weights[0].dtype)
         if self.smoothing is not None:
             x = self.smoothing(x)
         weights = [real_weights(w) for w in self.weights]
@@ -122,6 +130,10 @@ class Pool(nn.Module):
         smooth: smooth before subsampling.
 
     Shapes: (V, N, C, B) -> (V', N, C, B), V' about V / 4.
+
+    Raises:
+        ValueError: if `coarse` is not one level below `mesh`, or the input has another shape.
+        TypeError: if the input is not in the layer's precision, float32 or float64.
     """
 
     def __init__(
@@ -133,7 +145,9 @@ class Pool(nn.Module):
         smooth: bool = True,
     ) -> None:
         super().__init__()
-        self.vertices, self.operator = len(coarse), None
+        if coarse.level != mesh.level - 1:
+            raise ValueError(f"level {coarse.level} is not one below level {mesh.level}")
+        self.mesh, self.coarse, self.orders, self.operator = mesh, coarse, orders, None
         if smooth:
             stencil = restrict(smoothing_stencil(mesh, default_frames(mesh)), len(coarse))
             stencil = stencil if transport else without_transport(stencil)
@@ -142,23 +156,35 @@ class Pool(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        dtype = x.dtype if self.operator is None else self.operator.dtype
+        check_field(self, x, len(self.mesh), 2 * self.orders + 1, "C", dtype)
         if self.operator is None:
-            return x[: self.vertices].contiguous()
+            return x[: len(self.coarse)].contiguous()
         return self.operator(x)
 
 
 class Unpool(nn.Module):
     """Linear interpolation on the next finer mesh (ours): a vertex keeps its fibre, the new one on
     an edge has the mean of the two fibres at its ends, carried to it.
-    (V, N, C, B) -> (4 V - 6, N, C, B)."""
+
+    Shapes: (V, N, C, B) -> (4 V - 6, N, C, B).
+
+    Raises:
+        ValueError: if `mesh` is not one level above `coarse`, or the input has another shape.
+        TypeError: if the input is not in the layer's precision, float32 or float64.
+    """
 
     def __init__(self, coarse: Icosphere, mesh: Icosphere, orders: int) -> None:
         super().__init__()
+        if mesh.level != coarse.level + 1:
+            raise ValueError(f"level {mesh.level} is not one above level {coarse.level}")
+        self.coarse, self.orders = coarse, orders
         stencil = midpoint_stencil(coarse, default_frames(mesh))
         matrix = transport_matrix(stencil, orders, len(mesh), len(coarse))
         self.operator = FieldOperator(matrix, 2 * orders + 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_field(self, x, len(self.coarse), 2 * self.orders + 1, "C", self.operator.dtype)
         return self.operator(x)
 
 
@@ -167,7 +193,13 @@ class InvariantReadout(nn.Module):
     is: (1 / 4 pi) sum over P of area(P) f_0(P) (ours).
 
     Shapes: (V, N, C, B) -> (B, C).
+
+    Raises:
+        ValueError: if the input has another shape.
+        TypeError: if the input is not in the layer's precision, float32 or float64.
     """
+
+    areas: Tensor
 
     def __init__(self, mesh: Icosphere) -> None:
         super().__init__()
@@ -175,4 +207,5 @@ class InvariantReadout(nn.Module):
         self.register_buffer("areas", areas, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_field(self, x, len(self.areas), "N", "C", self.areas.dtype)
         return torch.einsum("v,vcb->bc", self.areas, x[:, 0])

@@ -17,6 +17,7 @@ import torch
 from scipy import sparse
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pdo import kernels
 from pdo.kernels import TILE, array
@@ -139,6 +140,10 @@ class FieldOperator(nn.Module):
         self.forth = Neighbourhood(*_dense(matrix, coordinates, coordinates))
         self.back = Neighbourhood(*_dense(matrix.T.tocsr(), coordinates, coordinates))
         self.product = SparseOperator(matrix)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.forth.weights.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         if kernels.apply_to(x):
@@ -268,6 +273,7 @@ class _DeriveAndMix(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, *matrices = ctx.saved_tensors
         derivatives, grad = ctx.derivatives, grad.contiguous()

@@ -23,11 +23,12 @@ class Icosphere:
     """
 
     def __init__(self, level: int) -> None:
-        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= MAX_LEVEL:
+        is_integer = isinstance(level, int | np.integer) and not isinstance(level, bool)
+        if not is_integer or not 0 <= level <= MAX_LEVEL:
             raise ValueError(f"icosphere level must be an integer in 0..{MAX_LEVEL}, not {level!r}")
-        self.level = level
+        self.level = int(level)
         vertices, faces = _icosahedron()
-        for _ in range(level):
+        for _ in range(self.level):
             vertices, faces = _subdivide(vertices, faces)
         self.vertices: np.ndarray = vertices
         """Unit vectors, (V, 3) float64."""

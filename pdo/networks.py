@@ -44,8 +44,9 @@ class PDOeS2CNN(nn.Module):
     Shapes: (batch, channels, V) -> (batch, classes), logits; V = 10 * 4**level + 2.
 
     Raises:
-        ValueError: if the stencil is unknown, the level is too coarse for the widths, or `samples`
-            is below 2 orders + 1.
+        ValueError: if the stencil is unknown, the level is too coarse for the widths, `samples` is
+            below 2 orders + 1, or the input has another shape.
+        TypeError: if the input is not in the network's precision, float32 or float64.
 
     Source: Shen, Shen, Lin, Ma (AAAI 2021), Table 1; widths, stencil and read-out are ours.
     """
@@ -80,7 +81,7 @@ class PDOeS2CNN(nn.Module):
                 layers.append(PDOConv(mesh, fields, width, orders, input_orders, spec, transport))
                 layers.append(FieldNormReLU(width, orders, samples))
                 fields, input_orders = width, orders
-        self.mesh = meshes[0]
+        self.mesh, self.channels = meshes[0], channels
         self.features = nn.Sequential(*layers)
         self.readout = InvariantReadout(meshes[-1])
         self.head = nn.Sequential(
@@ -98,23 +99,27 @@ class PDOeS2CNN(nn.Module):
 
     def invariants(self, x: Tensor) -> Tensor:
         """The pooled features, (batch, fields of the last layer)."""
-        features = self.features(_as_field(x))
+        features = self.features(self._as_field(x))
         with full_precision(x):
             return self.readout(features)
 
     def fields(self, x: Tensor) -> list[Tensor]:
         """The last field of each level, finest first, each (V, N, fields, batch)."""
-        field, found = _as_field(x), []
+        field, found = self._as_field(x), []
         for layer in self.features:
             if isinstance(layer, Pool):
                 found.append(field)
             field = layer(field)
         return [*found, field]
 
-
-def _as_field(x: Tensor) -> Tensor:
-    """Signals (batch, channels, V) as a field of order 0: (V, 1, channels, batch)."""
-    return x.permute(2, 1, 0).unsqueeze(1).contiguous()
+    def _as_field(self, x: Tensor) -> Tensor:
+        """Signals (batch, channels, V) as a field of order 0: (V, 1, channels, batch)."""
+        if x.dim() != 3 or x.shape[1:] != (self.channels, len(self.mesh)):
+            raise ValueError(
+                f"a network of level {self.mesh.level} takes signals (batch, {self.channels}, "
+                f"{len(self.mesh)}), not {tuple(x.shape)}"
+            )
+        return x.permute(2, 1, 0).unsqueeze(1).contiguous()
 
 
 pdo_es2cnn_small = partial(PDOeS2CNN, widths=SMALL)

@@ -31,6 +31,9 @@ class StencilSpec:
         The fitted value then replaces the identity operator: it is a smoothed one.
     smoothing_rings: first smooth each signal over so many rings (`smoothing_stencil`); the fit, and
         the identity operator, see the smooth one.
+
+    Raises:
+        ValueError: if the degree is below 2, or there are no rings.
     """
 
     rings: int = 1
@@ -38,6 +41,13 @@ class StencilSpec:
     order: int = 2
     free_value: bool = False
     smoothing_rings: int = 0
+
+    def __post_init__(self) -> None:
+        if self.order < 2 or self.rings < 1:
+            raise ValueError(
+                "second derivatives need a polynomial of degree 2 and a ring of neighbours at "
+                f"least, not degree {self.order} and {self.rings} rings"
+            )
 
 
 PAPER = StencilSpec()
@@ -69,10 +79,14 @@ def charts(
     mesh: Icosphere, frames: np.ndarray, rings: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of a vertex P and one Q within `rings` of it (P itself included), sorted by P: the
-    indices of P and of Q, (E,) each, and Q in the chart at P, (E, 2)."""
+    indices of P and of Q, (E,) each, and Q in the chart at P, (E, 2). The chart folds at the
+    horizon, a quarter of a turn from P: vertices beyond, which only the coarsest meshes have so
+    near, are left out."""
     near = mesh.neighbourhood(rings)
     rows = np.repeat(np.arange(len(mesh)), np.diff(near.indptr))
     cols = near.indices.astype(np.int64)
+    seen = np.einsum("ei,ei->e", mesh.vertices[rows], mesh.vertices[cols]) > 1e-9
+    rows, cols = rows[seen], cols[seen]
     return rows, cols, np.einsum("eji,ej->ei", frames[rows][..., :2], mesh.vertices[cols])
 
 

@@ -90,3 +90,21 @@ def test_positive_fields_pass_and_negative_ones_vanish():
 def test_too_few_samples():
     with pytest.raises(ValueError, match="4 samples cannot hold 5 fibre coordinates"):
         FieldNormReLU(FIELDS, ORDERS, 4)
+
+
+@pytest.mark.parametrize("value", [0.0, 2.8, 1000.0])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_constant_fields_stay_finite_in_float32(value, kernels, monkeypatch):
+    """Rounding leaves a negative variance of some of them."""
+    monkeypatch.setattr("pdo.activation.kernels.apply_to", lambda x: kernels)
+    noise = torch.randn(642, 2 * ORDERS + 1, FIELDS, 32, generator=torch.Generator().manual_seed(0))
+    for spread in (0.0, 1e-6, 0.3):
+        module = layer().float().train()
+        x = spread * noise.float()
+        x[:, 0] += value
+        x.requires_grad_()
+        y = module(x)
+        y.square().mean().backward()
+        for result in (y, x.grad, module.gain.grad, module.mean, module.variance):
+            assert torch.isfinite(result).all()
+        assert (module.variance >= 0).all()

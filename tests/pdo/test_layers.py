@@ -9,8 +9,9 @@ from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y
 
 from pdo import layers
+from pdo.activation import FieldNormReLU
 from pdo.frames import default_frames, east_north_frames, turn_frames
-from pdo.layers import InvariantReadout, PDOConv, Pool
+from pdo.layers import InvariantReadout, PDOConv, Pool, Unpool
 from pdo.mesh import Icosphere
 from pdo.operators import derivative_matrix, terms, transport_matrix
 from pdo.sparse import SparseOperator
@@ -112,8 +113,8 @@ def test_eth_squared_of_a_harmonic_has_the_known_norm():
     assert ratio == pytest.approx(24, rel=5e-3)
 
 
-def test_transport_matrix_keeps_a_parallel_field_along_the_equator():
-    """The average of mode n is itself where frames agree; its modulus never grows."""
+def test_smoothing_keeps_constants_and_no_modulus_grows():
+    """Its weights are positive and sum to 1, and transport is a phase."""
     frames = east_north_frames(MESH.vertices)
     ring = smoothing_stencil(MESH, frames)
     matrix = transport_matrix(ring, 2, len(MESH))
@@ -180,3 +181,64 @@ def test_readout_integrates_over_the_sphere():
     assert InvariantReadout(MESH)(x).item() == pytest.approx(1 / 3, abs=1e-3)
     x[:, 0, 0, 0] = 1
     assert InvariantReadout(MESH)(x).item() == pytest.approx(1, abs=1e-12)
+
+
+FIELD = (len(MESH), 5, 3, 2)
+TAKERS = {
+    "PDOConv": (lambda: PDOConv(MESH, 3, 4, 2), (0, 1, 2)),
+    "lifting": (lambda: PDOConv(MESH, 3, 4, 2, 0), (0, 1, 2)),
+    "Pool": (lambda: Pool(MESH, COARSE, 2), (0, 1)),
+    "subsampling": (lambda: Pool(MESH, COARSE, 2, smooth=False), (0, 1)),
+    "Unpool": (lambda: Unpool(MESH, Icosphere(4), 2), (0, 1)),
+    "FieldNormReLU": (lambda: FieldNormReLU(3, 2, 10), (1, 2)),
+    "InvariantReadout": (lambda: InvariantReadout(MESH), (0,)),
+}
+"""Layers, and the dimensions of a field that are theirs to say."""
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_what_is_no_field_of_the_layer_is_refused(name):
+    """The loops below would read and write beyond the field's end."""
+    make, fixed = TAKERS[name]
+    layer = make()
+    size = (FIELD[0], 1, *FIELD[2:]) if name == "lifting" else FIELD
+    assert len(layer(torch.randn(size)))
+    for dimension in fixed:
+        for change in (-1, 1):
+            wrong = [s + change * (k == dimension) for k, s in enumerate(size)]
+            with pytest.raises(ValueError, match=rf"takes fields \(.*not \({wrong[0]}, {wrong[1]}"):
+                layer(torch.randn(wrong))
+    for wrong in (size[:3], (*size[:3], 0)):
+        with pytest.raises(ValueError, match="takes fields"):
+            layer(torch.randn(wrong))
+
+
+@pytest.mark.parametrize("name", [k for k in TAKERS if k != "subsampling"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
+def test_what_is_not_in_the_layers_precision_is_refused(name, dtype):
+    layer = TAKERS[name][0]()
+    size = (FIELD[0], 1, *FIELD[2:]) if name == "lifting" else FIELD
+    with pytest.raises(TypeError, match=r"is in torch\.float64, its field in"):
+        layer(torch.ones(size, dtype=dtype))
+    if dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(TypeError, match=r"use torch\.autocast"):
+            layer.to(dtype)(torch.ones(size, dtype=dtype))
+
+
+def test_meshes_of_pooling_are_a_level_apart():
+    for coarse in (MESH, Icosphere(1), Icosphere(4)):
+        with pytest.raises(ValueError, match="not one below level 3"):
+            Pool(MESH, coarse, 2)
+        with pytest.raises(ValueError, match="not one above level"):
+            Unpool(coarse, MESH, 2)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: PDOConv(COARSE, 3, 3, 2), lambda: FieldNormReLU(3, 2, 10)]
+)
+def test_second_derivatives_are_refused_rather_than_left_out(make):
+    """Of a gradient penalty, say: the backward passes are loops that keep no graph."""
+    x = torch.randn(len(COARSE), 5, 3, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(make()(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()

@@ -86,3 +86,9 @@ def test_variants_for_comparison():
 def test_unknown_stencil():
     with pytest.raises(ValueError, match=r"unknown stencil 'papr' \(valid: paper, gaussian, smoo"):
         pdo_es2cnn_small(stencil="papr")
+
+
+@pytest.mark.parametrize("size", [(2, 1, 162), (2, 1, 2562), (2, 3, 642), (1, 642), (0, 1, 642)])
+def test_signals_of_another_mesh_are_refused(size):
+    with pytest.raises(ValueError, match=r"takes (signals|fields) "):
+        PDOeS2CNN(level=3)(torch.randn(size))

@@ -9,6 +9,7 @@ from pdo.stencils import (
     GAUSSIAN,
     PAPER,
     StencilSpec,
+    charts,
     fit_stencil,
     restrict,
     smoothing_stencil,
@@ -83,6 +84,42 @@ def test_through_the_centre_keeps_the_value_and_free_fit_smooths_it():
     np.testing.assert_allclose(apply(kept, noise[kept.cols])[:, 0], noise, atol=1e-12)
     free = fit_stencil(MESH, FRAMES, GAUSSIAN)
     assert apply(free, noise[free.cols])[:, 0].std() < 0.7
+
+
+@pytest.mark.parametrize(("level", "rings"), [(0, 2), (0, 3), (1, 3), (1, 4)])
+def test_no_chart_reaches_beyond_the_horizon(level, rings):
+    """There another vertex, on the near side, has the same place in it."""
+    mesh = Icosphere(level)
+    frames = east_north_frames(mesh.vertices)
+    assert (mesh.neighbourhood(rings) != 0).sum() > len(charts(mesh, frames, rings)[0])
+    smooth = smoothing_stencil(mesh, frames, rings)
+    for stencil in (fit_stencil(mesh, frames, StencilSpec(rings=rings)), smooth):
+        cosines = np.sum(mesh.vertices[stencil.rows] * mesh.vertices[stencil.cols], axis=1)
+        assert cosines.min() > 1e-9
+        assert np.isfinite(stencil.weights).all()
+        assert np.isfinite(stencil.angles).all()
+
+
+def test_smoothing_on_the_icosahedron_is_that_of_its_ring():
+    """Harmonics of degree 1 and 2 there: P and its ring, sum of weights times P_l(cosine)."""
+    mesh = Icosphere(0)
+    stencil = smoothing_stencil(mesh, east_north_frames(mesh.vertices))
+    ring = 1 / np.sqrt(5)
+    rho2 = (1 - ring**2) / mesh.mean_edge**2
+    weight = np.exp(-rho2 / 2)
+    for values, legendre in (
+        (mesh.vertices[:, 2], ring),
+        (mesh.vertices[:, 2] ** 2 - 1 / 3, (3 * ring**2 - 1) / 2),
+    ):
+        factor = (1 + 5 * weight * legendre) / (1 + 5 * weight)
+        got = apply(stencil, values[stencil.cols])[:, 0]
+        np.testing.assert_allclose(got, factor * values, atol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [{"order": 1}, {"rings": 0}])
+def test_a_fit_needs_a_quadratic_and_neighbours(wrong):
+    with pytest.raises(ValueError, match="second derivatives need"):
+        StencilSpec(**wrong)
 
 
 def test_too_few_neighbours():
