@@ -65,7 +65,8 @@ def train(
     """
     folder = results / "runs" / run.key
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").unlink(missing_ok=True)
+    for name in ("metrics.json", "predictions.npz", "weights.safetensors"):
+        (folder / name).unlink(missing_ok=True)  # of another configuration, should this one diverge
     task = TASK_CLASSES[run.task](run, data)
     seed_everything(derive(run.base_seed, "initialisation", run.seed))
     model = _build(run)

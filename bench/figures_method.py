@@ -29,7 +29,7 @@ def signal_and_features() -> Figure:
     points = network.points  # those of coarser meshes come first
     signal = to_bytes(sample_rotated(digit, np.eye(3)[None], points))
     with torch.no_grad():
-        x = (torch.from_numpy(signal).float()[:, None] / 255 - 0.1307) / 0.3081
+        x = (torch.from_numpy(signal).float()[:, None] / network.scale - network.mean) / network.std
         fields = network.network.fields(x)
     shown = [(network.mesh, signal[0].astype(float), "signal")]
     for field in fields:

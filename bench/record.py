@@ -7,12 +7,18 @@ import shutil
 from pathlib import Path
 
 from bench import tracking
-from bench.config import ProtocolConfig, planned_runs
+from bench.config import ProtocolConfig, RunConfig, planned_runs
 from bench.errors import RunError
 from bench.tables import read_metrics, write_tables
 
 OURS = "PDO-eS2CNN"
-"""Networks whose weights are kept too; those of the others would make the repository large."""
+"""Networks whose weights are all kept."""
+
+
+def keeps_weights(run: RunConfig) -> bool:
+    """Of other networks those alone that `bench.robustness` looks at, or the repository would grow
+    large: of the first seed, trained on upright digits."""
+    return run.network.startswith(OURS) or (run.setting, run.seed) == ("N", 0)
 
 
 def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
@@ -35,7 +41,7 @@ def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
     for run in runs:
         folder = target / "runs" / Path(run.key).relative_to(protocol.protocol)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = ["weights.safetensors"] if run.network.startswith(OURS) else []
+        weights = ["weights.safetensors"] if keeps_weights(run) else []
         for name in (*tracking.RUN_FILES, *weights):
             source = results / "runs" / run.key / name
             if source.exists():

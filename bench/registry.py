@@ -171,7 +171,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
         SphereNet,
         grid="latlon{bandwidth}",
         recipe={
-            "epochs": 67,
+            "epochs": 74,
             "batch_size": 100,
             "optimizer": "adam",
             "learning_rate": 1e-4,

@@ -9,31 +9,42 @@ import matplotlib
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from bench.config import ProtocolConfig, planned_runs
+from bench.config import ProtocolConfig, RunConfig
 from bench.equivariance import TASK, certificate
 from bench.errors import RunError
-from bench.tables import build_table, command, read_metrics
+from bench.tables import build_table, command, finished_runs
 from data_prep.files import atomic_path
 
 
 def certificates(
     protocol: ProtocolConfig, results: Path, data: Path, digits: int, rotations: int
 ) -> pd.DataFrame:
-    """One row for each model of the protocol whose first seed, trained on upright digits (N), has
-    ended: its accuracies (mean over seeds) and, by `bench.equivariance`, the errors of its
-    invariants under random rotations in units of their spread between signals, and the share of
-    rotated digits that it classifies as the upright ones.
+    """One row for each model of the protocol that has a finished run on upright digits (N): its
+    accuracies (mean over seeds) and, by `bench.equivariance`, the errors of its invariants under
+    random rotations in units of their spread between signals, and the share of rotated digits that
+    it classifies as the upright ones. The certificate is that of the first finished seed.
 
     Raises:
-        RunError: if no such run has ended.
+        RunError: if no such run has ended, or the weights of one are gone.
     """
-    runs = [r for r in planned_runs(protocol) if (r.task, r.setting, r.seed) == (TASK, "N", 0)]
+    first: dict[str, RunConfig] = {}
+    for run in finished_runs(protocol, TASK, results):
+        if run.setting == "N":
+            first.setdefault(run.model, run)
+    if not first:
+        raise RunError(
+            f"no finished run of protocol {protocol.protocol} on upright digits: run "
+            f"`{command(protocol)}` first"
+        )
     table = build_table(protocol, TASK, results).set_index(["model", "setting"])
     rows = []
-    for run in runs:
+    for run in (first[name] for name in table.index.unique("model") if name in first):
         weights = results / "runs" / run.key / "weights.safetensors"
-        if read_metrics(results, run) is None or not weights.exists():
-            continue
+        if not weights.exists():
+            raise RunError(
+                f"{weights} is missing: train it again with `snakemake --cores 2 --config "
+                f"protocol={protocol.protocol} --force {weights.with_name('metrics.json')}`"
+            )
         found = certificate(
             run.network, weights=weights, digits=digits, rotations=rotations, data=data
         )
@@ -51,11 +62,6 @@ def certificates(
                 "band-limited: max error": smooth["invariants"]["max"],
                 "errors of": drawn["invariants_are"],
             }
-        )
-    if not rows:
-        raise RunError(
-            f"no finished run of protocol {protocol.protocol} on upright digits: run "
-            f"`{command(protocol)}` first"
         )
     return pd.DataFrame(rows)
 
@@ -82,9 +88,10 @@ def _markdown(protocol: ProtocolConfig, found: pd.DataFrame, digits: int, rotati
         f"# What rotations do to the trained networks, protocol {protocol.protocol}\n\n{notice}"
         f"Made by `python -m bench robustness --protocol {protocol.protocol}`. "
         f"{digits} test digits and {digits} band-limited signals, {rotations} random rotations; "
-        "first seed, trained on upright digits. Error: how far the invariants move under a "
-        "rotation, over their standard deviation between signals (0: invariant; 1.4: as far as to "
-        "another signal); definitions in `bench/equivariance.py`. Accuracies: means over seeds.\n\n"
+        "first finished seed, trained on upright digits. Error: how far the invariants move under "
+        "a rotation, over their standard deviation between signals (0: invariant; 1.4: as far as "
+        "to another signal); definitions in `bench/equivariance.py`. Accuracies: means over "
+        "seeds.\n\n"
         f"{found.to_markdown(index=False, floatfmt='.3g', intfmt=',')}\n"
     )
 
@@ -96,7 +103,7 @@ def _figure(found: pd.DataFrame, path: Path) -> None:
     for i, row in enumerate(found.to_dict("records")):
         colour = f"C{i}"
         left.plot([row["parameters"]] * 2, [row["N/N"], row["N/R"]], color=colour, lw=0.8)
-        left.plot(row["parameters"], row["N/N"], "o", color=colour)
+        left.plot(row["parameters"], row["N/N"], "o", color=colour, label=row["model"])
         left.plot(row["parameters"], row["N/R"], "o", color=colour, mfc="white")
         right.plot(row["digits: mean error"], row["N/R"], "o", color=colour, label=row["model"])
     left.set_xscale("log")
@@ -105,8 +112,8 @@ def _figure(found: pd.DataFrame, path: Path) -> None:
     right.set_xscale("log")
     right.set_xlabel("equivariance error of the invariants on digits")
     right.set_ylabel("N/R in %")
-    right.legend(fontsize="small")
     for axes in (left, right):
+        axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=90, format="png")
     plt.close(figure)

@@ -2,7 +2,7 @@
 e3nn's convolution on SO(3), each in a virtual environment of its own.
 
 What is equal: fields (or numbers a point), numbers stored for a field (within a few per cent),
-batch size, threads, float32, forward and backward, machine, repeats taken in turn. What is not:
+batch size, threads, allocator, float32, forward and backward, machine, repeats taken in turn. What is not:
 
 - torch-harmonics' layer takes scalar fields, as our lifting layer does; fields of orientations it
   does not have. So it stands beside our layer for scalar fields, and, with N channels for each
@@ -105,7 +105,13 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": threads,
+                "MKL_NUM_THREADS": threads,
+                "MALLOC_MMAP_MAX_": "0",  # freed memory is kept, as our process keeps it
+                "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+            },
         )
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self.input, self.output = self.process.stdin, self.process.stdout

@@ -239,7 +239,7 @@ def long(table: pd.DataFrame) -> pd.DataFrame:
                 "ours": _plus_minus(row.measured_mean, row.measured_std) or row.empty,
                 "seeds": _seeds(row),
                 "95 % interval": "" if pd.isna(row.ci95_half_width) else _interval(row),
-                "ours - claim": _difference(row),
+                "ours - claim": _difference(row, notes(table)),
             }
             for row in table.itertuples()
         ]
@@ -367,6 +367,8 @@ def _interval(row: Any) -> str:
     return f"{low:.2f} to {high:.2f}"
 
 
-def _difference(row: Any) -> str:
+def _difference(row: Any, notes: list[str]) -> str:
+    """With the claim's note, which may say that other data were measured."""
     difference = row.measured_mean - row.claim_mean
-    return "" if pd.isna(difference) else f"{difference:+.2f}"
+    note = f" [{notes.index(row.note) + 1}]" if row.note else ""
+    return "" if pd.isna(difference) else f"{difference:+.2f}{note}"

@@ -133,6 +133,16 @@ def test_divergence_is_a_status(tmp_path, tiny_data):
     assert (run_folder(tmp_path, run) / "provenance.json").exists()
 
 
+def test_a_run_that_diverges_keeps_nothing_of_the_one_before(tmp_path, tiny_data):
+    train(tiny_run("UGSCNN"), tmp_path, tiny_data, CPU, track=False)
+    folder = run_folder(tmp_path, tiny_run("UGSCNN"))
+    assert (folder / "weights.safetensors").exists() and (folder / "predictions.npz").exists()
+    run = tiny_run("UGSCNN", learning_rate=1e30, optimizer="adam", schedule="constant")
+    assert train(run, tmp_path, tiny_data, CPU, track=False)["status"] == "diverged"
+    assert not (folder / "weights.safetensors").exists()
+    assert not (folder / "predictions.npz").exists()
+
+
 def test_checkpoint_of_another_configuration(tmp_path, tiny_data, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 2)

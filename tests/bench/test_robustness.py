@@ -1,5 +1,8 @@
 """The robustness table holds what certificates and runs say, and only runs that are there."""
 
+import json
+import shutil
+
 import pandas as pd
 import pytest
 import torch
@@ -58,5 +61,21 @@ def test_command_writes_table_and_figure(results, tmp_path, monkeypatch, capsys)
 
 
 def test_nothing_finished_is_one_line(tmp_path):
-    with pytest.raises(RunError, match="no finished run of protocol tiny on upright digits: run"):
+    with pytest.raises(RunError, match="no finished run of spherical_mnist in protocol tiny: run"):
         certificates(protocol(), tmp_path, tmp_path, 5, 1)
+
+
+def test_missing_weights_are_one_line_and_the_next_seed_stands_in(results, tmp_path):
+    two = protocol().model_copy(update={"seeds": 2})
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    first = copy / "runs/tiny/spherical_mnist/UGSCNN/N/seed0"
+    shutil.move(first, first.with_name("seed1"))
+    metrics = first.with_name("seed1") / "metrics.json"
+    second = next(r for r in planned_runs(two) if r.key.endswith("UGSCNN/N/seed1"))
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"config_hash": second.hash}))
+    found = certificates(two, copy, tmp_path, 5, 1)
+    assert list(found["model"]) == MODELS
+    (first.with_name("seed1") / "weights.safetensors").unlink()
+    with pytest.raises(RunError, match=r"UGSCNN/N/seed1/weights\.safetensors is missing: train it"):
+        certificates(two, copy, tmp_path, 5, 1)

@@ -9,7 +9,7 @@ import pytest
 from bench.config import parse_protocol, planned_runs
 from bench.errors import RunError
 from bench.registry import models_of
-from bench.tables import COLUMNS, build_table, notes, read_claims, wide, write_tables
+from bench.tables import COLUMNS, build_table, long, notes, read_claims, wide, write_tables
 from tests.conftest import tiny_protocol
 
 VALUES = {0: 98.0, 1: 99.0, 2: 98.5}
@@ -105,6 +105,10 @@ def test_claims_that_need_a_word_have_a_footnote(tmp_path, protocol):
     cells = wide(table).set_index("model").loc["SphereNet"]
     assert cells["N/N claim"] == "94.40 [1]" and cells["Omni claim"] == "94.40 [2]"
     assert cells["N/R claim"] == "not claimed"
+    (run,) = runs_of(protocol, "SphereNet", "N")[:1]
+    put(tmp_path, run, value=97.5)
+    found = long(build_table(protocol, "spherical_mnist", tmp_path)).set_index(["model", "setting"])
+    assert found.loc[("SphereNet", "N/N"), "ours - claim"] == "+3.10 [1]"
     printed, own = notes(table)
     assert "own projection (column Omni)" in printed and "120 x 120 degrees" in own
     for path in write_tables(protocol, tmp_path)[1:]:

@@ -1,5 +1,6 @@
 """What every registered model must do; a new entry of the registry is picked up by itself."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def double(x):
 
 def loss(output):
     """One whose gradient differs between the outputs of a sample."""
-    return (output * torch.arange(1, output.numel() + 1).view_as(output)).square().mean()
+    return (output * torch.arange(1, output.numel() + 1).to(output).view_as(output)).square().mean()
 
 
 @all_models
@@ -211,6 +212,31 @@ def test_recipe_is_that_of_its_card(task, name):
         assert float(value) == getattr(recipe, key), key
     assert str(card["optimizer"]).split(",")[0].lower() == recipe.optimizer
     assert str(card["schedule"]).split()[0].strip(",") == recipe.schedule
+    if recipe.schedule == "step":  # "step, times 0.5 every 10 epochs" or "step (x 0.1 every ..."
+        decay = re.search(r"(?:times|x) ([0-9.]+) every (\d+) epochs", card["schedule"])
+        assert (float(decay[1]), int(decay[2])) == (recipe.step_factor, recipe.step_epochs)
+    assert ("precision" in card) == recipe.amp
+    smoothing = re.search(r"label smoothing ([0-9.]+)", str(card["loss"]))
+    assert float(smoothing[1] if smoothing else 0) == recipe.label_smoothing
+    rates = {
+        m.p for m in build(task, name).modules() if isinstance(m, torch.nn.Dropout) and m.p > 0
+    }
+    assert rates == ({float(card["dropout"])} - {0.0} if "dropout" in card else set())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@all_models
+def test_on_a_gpu_it_says_the_same_and_trains_in_mixed_precision(task, name):
+    model, x = build(task, name), samples(task, name)
+    with torch.no_grad():
+        want = model.eval()(x)
+        model.cuda()
+        x = x.to("cuda")
+        torch.testing.assert_close(model(x).cpu(), want, rtol=1e-3, atol=1e-3)
+    with torch.autocast("cuda", torch.bfloat16):
+        value = loss(model.train()(x))
+    value.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 @all_models
