@@ -2,7 +2,8 @@
 e3nn's convolution on SO(3), each in a virtual environment of its own.
 
 What is equal: fields (or numbers a point), numbers stored for a field (within a few per cent),
-batch size, threads, allocator, float32, forward and backward, machine, repeats taken in turn. What is not:
+batch size, threads, allocator, float32, forward and backward, machine, repeats taken in turn. What
+is not:
 
 - torch-harmonics' layer takes scalar fields, as our lifting layer does; fields of orientations it
   does not have. So it stands beside our layer for scalar fields, and, with N channels for each
