@@ -26,14 +26,14 @@ def test_the_two_commands_come_first():
 def test_tables_are_the_recorded_ones():
     shown = re.findall(r"<!-- from (\S+) -->\n(.*?)<!-- /from -->", README, re.DOTALL)
     assert [path for path, _ in shown] == [
-        "results/recorded/default/table1.md",
+        "results/recorded/workstation/table1.md",
         "results/recorded/workstation/table2s.md",
         "results/recorded/workstation/table3.md",
     ]
     for path, text in shown:
         assert text.strip() in (ROOT / path).read_text(), path
         assert text.count("|") > 20
-    assert "NOT THE PAPER'S" in shown[0][1]
+    assert "WORKSTATION PROTOCOL" in shown[0][1]  # not the paper's
 
 
 def test_pictures_are_there():
