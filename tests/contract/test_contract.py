@@ -216,7 +216,7 @@ def test_recipe_is_that_of_its_card(task, name):
         decay = re.search(r"(?:times|x) ([0-9.]+) every (\d+) epochs", card["schedule"])
         assert (float(decay[1]), int(decay[2])) == (recipe.step_factor, recipe.step_epochs)
     assert ("precision" in card) == recipe.amp
-    smoothing = re.search(r"label smoothing ([0-9.]+)", str(card["loss"]))
+    smoothing = re.search(r"label smoothing ([0-9.]+)", str(card.get("loss")))
     assert float(smoothing[1] if smoothing else 0) == recipe.label_smoothing
     rates = {
         m.p for m in build(task, name).modules() if isinstance(m, torch.nn.Dropout) and m.p > 0
