@@ -9,7 +9,7 @@ import matplotlib
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from bench.config import ProtocolConfig, RunConfig
+from bench.config import ProtocolConfig
 from bench.equivariance import TASK, certificate
 from bench.errors import RunError
 from bench.tables import build_table, command, finished_runs
@@ -27,18 +27,18 @@ def certificates(
     Raises:
         RunError: if no such run has ended, or the weights of one are gone.
     """
-    first: dict[str, RunConfig] = {}
-    for run in finished_runs(protocol, TASK, results):
-        if run.setting == "N":
-            first.setdefault(run.model, run)
-    if not first:
+    upright = [run for run in finished_runs(protocol, TASK, results) if run.setting == "N"]
+    if not upright:
         raise RunError(
             f"no finished run of protocol {protocol.protocol} on upright digits: run "
             f"`{command(protocol)}` first"
         )
     table = build_table(protocol, TASK, results).set_index(["model", "setting"])
     rows = []
-    for run in (first[name] for name in table.index.unique("model") if name in first):
+    for model in table.index.unique("model"):
+        run = next((run for run in upright if run.model == model), None)
+        if run is None:
+            continue
         weights = results / "runs" / run.key / "weights.safetensors"
         if not weights.exists():
             raise RunError(

@@ -350,7 +350,12 @@ def _plus_minus(mean: float, std: float) -> str:
 
 def _claim(row: Any, notes: list[str]) -> str:
     text = _plus_minus(row.claim_mean, row.claim_std) or NOT_CLAIMED
-    return f"{text} [{notes.index(row.note) + 1}]" if row.note else text
+    return text + _mark(row, notes)
+
+
+def _mark(row: Any, notes: list[str]) -> str:
+    """Of the claim's note."""
+    return f" [{notes.index(row.note) + 1}]" if row.note else ""
 
 
 def _seeds(row: Any) -> str:
@@ -370,5 +375,4 @@ def _interval(row: Any) -> str:
 def _difference(row: Any, notes: list[str]) -> str:
     """With the claim's note, which may say that other data were measured."""
     difference = row.measured_mean - row.claim_mean
-    note = f" [{notes.index(row.note) + 1}]" if row.note else ""
-    return "" if pd.isna(difference) else f"{difference:+.2f}{note}"
+    return "" if pd.isna(difference) else f"{difference:+.2f}{_mark(row, notes)}"

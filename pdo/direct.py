@@ -26,14 +26,7 @@ from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
 from pdo.operators import CONJUGATE, SHIFTS, terms
 from pdo.sparse import SparseOperator
-from pdo.stencils import (
-    SMOOTHED,
-    Stencil,
-    StencilSpec,
-    fit_stencil,
-    smoothing_stencil,
-    without_transport,
-)
+from pdo.stencils import SMOOTHED, Stencil, StencilSpec, layer_stencils
 
 Interpolation = Literal["trigonometric", "linear"]
 
@@ -100,14 +93,10 @@ class DirectPDOConv(nn.Module):
         self.mesh, self.samples, self.lifting, self.stencil = mesh, samples, lifting, stencil
         self.transport = transport
         input_samples = 1 if lifting else samples
-        frames = default_frames(mesh)
+        smooth, fit = layer_stencils(mesh, default_frames(mesh), stencil, transport)
         self.smoothing = None
-        if stencil.smoothing_rings > 0:
-            smooth = smoothing_stencil(mesh, frames, stencil.smoothing_rings)
-            smooth = smooth if transport else without_transport(smooth)
+        if smooth is not None:
             self.smoothing = TransportedStencil(smooth, input_samples, interpolation)
-        fit = fit_stencil(mesh, frames, stencil)
-        fit = fit if transport else without_transport(fit)
         fit = replace(fit, weights=fit.weights * mesh.mean_edge**DEGREES)
         self.derivatives = TransportedStencil(fit, input_samples, interpolation)
         self.register_buffer("chi", chi(samples), persistent=False)

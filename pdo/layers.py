@@ -23,7 +23,7 @@ from pdo.precision import compute_dtype
 from pdo.stencils import (
     SMOOTHED,
     StencilSpec,
-    fit_stencil,
+    layer_stencils,
     midpoint_stencil,
     restrict,
     smoothing_stencil,
@@ -78,15 +78,12 @@ class PDOConv(nn.Module):
         self.in_fields, self.out_fields = in_fields, out_fields
         self.unreached = 2 * (orders - reached)
         frames = default_frames(mesh)
+        smooth, fit = layer_stencils(mesh, frames, stencil, transport)
         self.smoothing = None
-        if stencil.smoothing_rings > 0:
-            smooth = smoothing_stencil(mesh, frames, stencil.smoothing_rings)
-            smooth = smooth if transport else without_transport(smooth)
+        if smooth is not None:
             self.smoothing = FieldOperator(
                 transport_matrix(smooth, input_orders, len(mesh)), 2 * input_orders + 1
             )
-        fit = fit_stencil(mesh, frames, stencil)
-        fit = fit if transport else without_transport(fit)
         matrix = derivative_matrix(fit, mesh.mean_edge, input_orders, reached, len(mesh))
         rows = [derivative_rows(m, input_orders) for m in range(reached + 1)]
         self.derivatives = Derivatives(matrix, rows, 2 * input_orders + 1)

@@ -131,6 +131,22 @@ def smoothing_stencil(mesh: Icosphere, frames: np.ndarray, rings: int = 2) -> St
     return Stencil(rows, cols, weights[:, None], transport_angles(frames[rows], frames[cols]))
 
 
+def layer_stencils(
+    mesh: Icosphere, frames: np.ndarray, spec: StencilSpec, transport: bool
+) -> tuple[Stencil | None, Stencil]:
+    """What a layer applies, one after the other: the smoother, if there is one, and the fit.
+
+    Raises:
+        ValueError: if the neighbours are too few for the polynomial.
+    """
+    rings = spec.smoothing_rings
+    smooth = smoothing_stencil(mesh, frames, rings) if rings > 0 else None
+    fit = fit_stencil(mesh, frames, spec)
+    if transport:
+        return smooth, fit
+    return smooth and without_transport(smooth), without_transport(fit)
+
+
 def midpoint_stencil(coarse: Icosphere, frames: np.ndarray) -> Stencil:
     """Values (one quantity) at the vertices of the next finer mesh, whose frames are given, from
     those of `coarse`: the value itself, and at the new vertices, one on each edge, the mean of
