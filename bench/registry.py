@@ -116,9 +116,10 @@ TASKS: dict[str, TaskEntry] = {
     "synthetic_rooms": _segmentation("2s"),
 }
 
-ON_AN_EDGE = "icosphere{level}-equator"
-"""Upright digits lie round a point whose half turn maps the mesh to itself. Round a pole, where no
-half turn does, the error of discretisation tells a 6 from a 9 and is learnt (docs/accuracy.md)."""
+EQUATOR = "icosphere{level}-equator"
+"""Where every network on the icosphere reads its digits: round the middle of an edge. A half turn
+about it maps the mesh to itself. Round a pole, where none does, the error of discretisation tells a
+6 from a 9 and is learnt, north has no direction, and charts have no pixel (docs/accuracy.md)."""
 
 OURS = {
     "epochs": 20,
@@ -143,7 +144,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
     ),
     ("spherical_mnist", "UGSCNN"): ModelEntry(
         UGSCNN,
-        grid="icosphere{level}-equator",
+        grid=EQUATOR,
         recipe={
             "epochs": 100,
             "batch_size": 64,
@@ -156,6 +157,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
     ),
     ("spherical_mnist", "HexRUNet-C"): ModelEntry(
         HexRUNetC,
+        grid=EQUATOR,
         recipe={
             "epochs": 30,
             "batch_size": 15,
@@ -165,7 +167,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
         },
     ),
     ("spherical_mnist", "PDO-eS2CNN-small"): ModelEntry(
-        pdo_es2cnn_small, grid=ON_AN_EDGE, recipe=OURS
+        pdo_es2cnn_small, grid=EQUATOR, recipe=OURS
     ),
     ("spherical_mnist", "SphereNet"): ModelEntry(
         SphereNet,
@@ -194,6 +196,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
     ),
     ("spherical_mnist", "IcosahedralCNN"): ModelEntry(
         IcosahedralCNN,
+        grid=EQUATOR,
         recipe={
             "epochs": 60,
             "batch_size": 32,
@@ -204,7 +207,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
         },
     ),
     ("spherical_mnist", "PDO-eS2CNN-large"): ModelEntry(
-        pdo_es2cnn_large, grid=ON_AN_EDGE, recipe=OURS
+        pdo_es2cnn_large, grid=EQUATOR, recipe=OURS
     ),
     ("qm7", "MLP-random-CM"): ModelEntry(
         CoulombMLP,
