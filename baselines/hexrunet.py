@@ -1,13 +1,10 @@
 """HexRUNet-C for Spherical MNIST (Zhang, Liwicki, Smith, Cipolla, ICCV 2019).
 
-Layout of a field inside the network: (pixel, channel, batch), the pixels of the five charts row by
-row, so that a neighbourhood is one product with a sparse matrix, and 1x1 convolutions and batch
-norm are those of PyTorch for signals (pixels for samples, the batch for the length).
+Layout of a field inside the network: (pixel x batch, channel), as of `OperatorConv`, the pixels of
+the five charts row by row.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
@@ -15,8 +12,8 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from baselines.charts import LEFT, POLES, UP, Atlas
+from baselines.operator_conv import OperatorConv
 from pdo.frames import east_north_frames
-from pdo.sparse import SparseOperator
 
 
 def north_alpha(atlas: Atlas) -> np.ndarray:
@@ -36,24 +33,21 @@ def north_alpha(atlas: Atlas) -> np.ndarray:
     return (phi / (psi + phi)).reshape(vertex.shape)
 
 
-def north_aligned_neighbours(atlas: Atlas) -> sparse.csr_array:
-    """Values round each pixel, (7 P, P): row 7 p is the pixel itself, row 7 p + 1 + m what lies m
-    sixths of a turn counter-clockwise from north, alpha x_m + (1 - alpha) x_{m + 1} in terms of the
-    neighbours x_0 .. x_5 from up on.
+def north_aligned_neighbours(atlas: Atlas) -> list[sparse.csr_array]:
+    """Seven operators (P, P): the value of each pixel itself, then what lies m sixths of a turn
+    counter-clockwise from north, m = 0..5, which is alpha x_m + (1 - alpha) x_{m + 1} in terms of
+    the neighbours x_0 .. x_5 from up on.
 
     So a kernel that is the same everywhere gives the paper's alpha conv(K) + (1 - alpha) conv(K'),
     K' being K turned by one step. The poles are no pixels: the mean of its five neighbours stands
     in for a pole (ours).
     """
     vertex, alpha = atlas.pixels.ravel(), north_alpha(atlas).ravel()
-    rows = 7 * np.arange(len(vertex))
-    entries = [(np.ones(len(vertex)), rows, vertex)]
-    for m in range(6):
-        this, following = atlas.neighbours[vertex][:, [m, (m + 1) % 6]].T
-        entries += [(alpha, rows + 1 + m, this), (1 - alpha, rows + 1 + m, following)]
-    values, rows, columns = (np.concatenate(part) for part in zip(*entries, strict=True))
-    shape = (7 * len(vertex), len(atlas.mesh))
-    return sparse.csr_array((values, (rows, columns)), shape=shape) @ pixels_to_vertices(atlas)
+    vertices = pixels_to_vertices(atlas)
+    around = [vertices[atlas.neighbours[vertex, m]] for m in range(6)]
+    this, following = sparse.diags_array(alpha), sparse.diags_array(1 - alpha)
+    arms = [this @ around[m] + following @ around[(m + 1) % 6] for m in range(6)]
+    return [sparse.eye_array(len(vertex), format="csr"), *arms]
 
 
 def pixels_to_vertices(atlas: Atlas) -> sparse.csr_array:
@@ -66,34 +60,32 @@ def pixels_to_vertices(atlas: Atlas) -> sparse.csr_array:
     return sparse.csr_array((values, (rows, columns)), shape=(len(atlas.mesh), number.size))
 
 
-class HexConv(nn.Module):
+class HexConv(OperatorConv):
     """North-aligned convolution with one hexagonal kernel of 7 weights per channel pair, a bias.
 
-    Shapes: (P, C_in, B) -> (P, C_out, B).
+    Shapes: (P B, C_in) -> (P B, C_out).
     """
 
     def __init__(self, atlas: Atlas, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.neighbours = SparseOperator(north_aligned_neighbours(atlas))
-        self.mix = nn.Conv1d(7 * in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pixels, _, batch = x.shape
-        return self.mix(self.neighbours(x.reshape(pixels, -1)).view(pixels, -1, batch))
+        super().__init__(north_aligned_neighbours(atlas), in_channels, out_channels)
 
 
 class ChartMaxPool(nn.Module):
-    """Maximum over 2 x 2 pixels, one of which is a vertex of the coarser mesh.
+    """Maximum over 2 x 2 pixels, one of which is a vertex of `atlas`, the coarser mesh.
 
-    Shapes: (P, C, B) -> (P / 4, C, B).
+    Shapes: (4 P B, C) -> (P B, C).
     """
 
+    def __init__(self, atlas: Atlas) -> None:
+        super().__init__()
+        _, rows, columns = atlas.pixels.shape
+        self.image = 1, 2 * 5 * rows, 2 * columns, -1
+
     def forward(self, x: Tensor) -> Tensor:
-        width = math.isqrt(len(x) // 10)
         # one image in channels-last order, which torch pools in long stretches of memory
-        charts = x.view(1, 10 * width, width, -1).permute(0, 3, 1, 2)
+        charts = x.view(self.image).permute(0, 3, 1, 2)
         pooled = nn.functional.max_pool2d(charts, 2)
-        return pooled.permute(0, 2, 3, 1).reshape(-1, *x.shape[1:])
+        return pooled.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
 class ResBlock(nn.Module):
@@ -102,7 +94,7 @@ class ResBlock(nn.Module):
     main = 1x1, pool -> HexConv -> 1x1 and shortcut = 1x1, pool, each followed by batch norm and,
     inside main, ReLU.
 
-    Shapes: (P, C_in, B) -> (P, C_out, B), with `pool` (P / 4, C_out, B).
+    Shapes: (P B, C_in) -> (P B, C_out), with `pool` (4 P B, C_in) -> (P B, C_out).
     """
 
     def __init__(
@@ -110,19 +102,19 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.main = nn.Sequential(
-            nn.Conv1d(in_channels, neck, 1),
-            ChartMaxPool() if pool else nn.Identity(),
+            nn.Linear(in_channels, neck),
+            ChartMaxPool(atlas) if pool else nn.Identity(),
             nn.BatchNorm1d(neck),
             nn.ReLU(inplace=True),
             HexConv(atlas, neck, neck),
             nn.BatchNorm1d(neck),
             nn.ReLU(inplace=True),
-            nn.Conv1d(neck, out_channels, 1),
+            nn.Linear(neck, out_channels),
             nn.BatchNorm1d(out_channels),
         )
         self.shortcut = nn.Sequential(
-            nn.Conv1d(in_channels, out_channels, 1),
-            ChartMaxPool() if pool else nn.Identity(),
+            nn.Linear(in_channels, out_channels),
+            ChartMaxPool(atlas) if pool else nn.Identity(),
             nn.BatchNorm1d(out_channels),
         )
 
@@ -162,5 +154,5 @@ class HexRUNetC(nn.Module):
         if x.shape[1:] != (1, self.vertices):
             shape = f"(batch, 1, {self.vertices})"
             raise ValueError(f"HexRUNet-C wants an input of shape {shape}, not {tuple(x.shape)}")
-        y = self.stem(x[:, :, self.pixels].permute(2, 1, 0))
-        return self.block2(self.block1(y)).amax(dim=0).T
+        y = self.stem(x[:, 0, self.pixels].T.reshape(-1, 1))
+        return self.block2(self.block1(y)).unflatten(0, (-1, len(x))).amax(dim=0)

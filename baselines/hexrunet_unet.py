@@ -1,5 +1,5 @@
 """HexRUNet for segmentation (Zhang, Liwicki, Smith, Cipolla, ICCV 2019; Table 2). Layout as in
-`baselines.hexrunet`: (pixel, channel, batch)."""
+`baselines.hexrunet`: (pixel x batch, channel)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from baselines.charts import Atlas
 from baselines.hexrunet import HexConv, ResBlock, pixels_to_vertices
+from baselines.operator_conv import OperatorConv
 from baselines.rooms import CHANNELS, LABELS, checked, midpoints
 from pdo.sparse import SparseOperator
 
@@ -21,16 +22,15 @@ def upsampling(coarse: Atlas, fine: Atlas) -> sparse.csr_array:
 
 
 class Up(nn.Module):
-    """Interpolation, 1x1, batch norm: (P, C, B) -> (4 P, C, B)."""
+    """Interpolation, 1x1, batch norm: (P B, C) -> (4 P B, C)."""
 
     def __init__(self, coarse: Atlas, fine: Atlas, channels: int) -> None:
         super().__init__()
-        self.interpolate = SparseOperator(upsampling(coarse, fine))
-        self.mix = nn.Sequential(nn.Conv1d(channels, channels, 1), nn.BatchNorm1d(channels))
+        self.interpolate = OperatorConv([upsampling(coarse, fine)], channels, channels)
+        self.norm = nn.BatchNorm1d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels, channels, batch = x.shape
-        return self.mix(self.interpolate(x.reshape(pixels, -1)).view(-1, channels, batch))
+        return self.norm(self.interpolate(x))
 
 
 class HexRUNet(nn.Module):
@@ -71,12 +71,12 @@ class HexRUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         checked(x, self.vertices, "HexRUNet")
-        y = self.stem(x[:, :, self.pixels].permute(2, 1, 0))
+        y = self.stem(x[:, :, self.pixels].permute(2, 0, 1).reshape(-1, CHANNELS))
         skips = [y]
         for down in self.downs:
             y = down(y)
             skips.append(y)
         for up, block, skip in zip(self.ups, self.blocks, reversed(skips[:-1]), strict=True):
             y = block(torch.cat([skip, up(y)], dim=1))
-        y = self.head(y)
-        return self.spread(y.flatten(1)).view(-1, *y.shape[1:]).permute(2, 1, 0)
+        y = self.head(y).view(self.spread.shape[1], -1)
+        return self.spread(y).view(-1, len(x), LABELS).permute(1, 2, 0)

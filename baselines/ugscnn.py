@@ -1,8 +1,7 @@
 """UGSCNN for Spherical MNIST (Jiang, Huang, Kashinath, Prabhat, Marcus, Niessner, ICLR 2019).
 
-Layout of a field inside the network: (vertex x batch, channel), vertices first. So a 1x1
-convolution is `nn.Linear`, batch norm is `nn.BatchNorm1d`, the sparse operators see a (V, batch x
-channel) matrix, and keeping the vertices of a coarser mesh is a slice: none of them copies.
+Layout of a field inside the network: (vertex x batch, channel), as of `OperatorConv`. Vertices come
+first, so keeping those of a coarser mesh is a slice.
 """
 
 from __future__ import annotations
@@ -11,32 +10,22 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from baselines.mesh_operators import cotangent_laplacian, east_north_derivatives
+from baselines.operator_conv import OperatorConv
 from pdo.mesh import Icosphere
-from pdo.sparse import SparseOperator
 
 
-class MeshConv(nn.Module):
+class MeshConv(OperatorConv):
     """out = sum over input channels of (c0 I + c1 L + c2 d_east + c3 d_north) x, plus a bias.
 
-    L is the cotangent Laplacian without division by areas; 4 coefficients per channel pair, drawn
-    like the bias from U(-r, r), r = 1 / sqrt(4 C_in), which is the default of `nn.Linear`.
+    L is the cotangent Laplacian without division by areas; 4 coefficients per channel pair.
 
     Shapes: (V B, C_in) -> (V B, C_out), rows ordered by vertex.
     """
 
     def __init__(self, mesh: Icosphere, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        east, north = east_north_derivatives(mesh)
-        identity = sparse.eye_array(len(mesh))
-        stack = sparse.vstack([identity, cotangent_laplacian(mesh), east, north], format="csr")
-        self.terms = SparseOperator(stack)
-        self.mix = nn.Linear(4 * in_channels, out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # The sparse product is memory-bound and in_channels <= out_channels: it goes first.
-        vertices = self.terms.shape[1]
-        terms = self.terms(x.reshape(vertices, -1)).view(4, *x.shape)
-        return self.mix(terms.transpose(0, 1).flatten(1))
+        identity = sparse.eye_array(len(mesh), format="csr")
+        operators = [identity, cotangent_laplacian(mesh), *east_north_derivatives(mesh)]
+        super().__init__(operators, in_channels, out_channels)
 
 
 class ResBlock(nn.Module):
