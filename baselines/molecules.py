@@ -95,12 +95,12 @@ class AtomSum(nn.Module):
         self.scale.copy_((energies - design @ solution[:, 0]).square().mean().sqrt())
 
     def forward(self, molecules: Molecules) -> Tensor:
-        pooled = self.pooled(molecules)
-        with full_precision(pooled):
-            composition = molecules.counts.to(pooled.dtype) @ self.weights + self.constant
-            return composition + self.scale * self.psi(pooled)[:, 0]
+        features = self.invariants(molecules)
+        with full_precision(features):
+            composition = molecules.counts.to(features.dtype) @ self.weights + self.constant
+            return composition + self.scale * self.psi(features)[:, 0]
 
-    def pooled(self, molecules: Molecules) -> Tensor:
+    def invariants(self, molecules: Molecules) -> Tensor:
         """Sum of phi over the atoms of each molecule: (B, 150)."""
         own = molecules.charges[:, None]
         signals = molecules.signals / (own * self.elements)[:, :, None]

@@ -86,12 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     certify = add("equivariance", _equivariance, "measure how rotations move a network's outputs")
     certify.add_argument("model", help="a registered model")
-    certify.add_argument("--level", type=int, help="icosphere level: the run's, or 4")
+    certify.add_argument("--task", help="the run's, or the first one with such a model")
+    certify.add_argument("--level", type=int, help="icosphere level: the run's, or the task's")
     certify.add_argument("--rotations", type=int, default=8, help="random rotations")
-    certify.add_argument("--digits", type=int, default=100, help="signals of each kind")
+    certify.add_argument(
+        "--signals", type=int, help="of each kind (100 digits, 40 molecules, 8 rooms)"
+    )
     certify.add_argument("--weights", type=Path, help="a run's weights.safetensors; else untrained")
     certify.add_argument("--seed", type=int, default=0, help="of network, rotations and signals")
-    certify.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
+    certify.add_argument("--data", type=Path, default=Path("data"), help="holds raw/, or not")
     certify.add_argument("--json", action="store_true", help="all numbers, and their definitions")
     orders = add("convergence", _convergence, "measure how stencils and layers converge")
     orders.add_argument("--levels", type=int, nargs=2, default=(2, 6), help="first and last")
@@ -234,12 +237,13 @@ def _equivariance(options: argparse.Namespace) -> None:
     _keep_freed_memory()
     result = certificate(
         options.model,
-        options.level,
-        options.rotations,
-        options.digits,
-        options.weights,
-        options.seed,
-        options.data,
+        task=options.task,
+        level=options.level,
+        rotations=options.rotations,
+        signals=options.signals,
+        weights=options.weights,
+        seed=options.seed,
+        data=options.data,
     )
     print(json.dumps(result, indent=2, allow_nan=False) if options.json else as_text(result))
 

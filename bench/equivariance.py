@@ -1,12 +1,8 @@
 """The equivariance certificate: how far a network's outputs move when its input is rotated.
 
 A signal f is rotated without error, f_R(x) = f(R x) evaluated anew at the sampling points x, so all
-that moves is the network's doing, its sampling of the sphere included. Two kinds of signals:
-
-- digits: images on the sphere as in `data_prep.spherical_mnist`, f_R(x) = image(project(R x));
-- band-limited: f = sum over 1 <= l <= L, |m| <= l of a_lm Y_lm in real orthonormal spherical
-  harmonics, L = BAND_LIMIT, a_lm independent Gaussians of variance 4 pi / (L (2 l + 1)). All
-  degrees have the same power, the mean over the sphere is 0 and the mean square 1 on average.
+that moves is the network's doing, its sampling of the sphere included. Which signals:
+`bench.rotated_signals`.
 
 With y_i the output for signal i and y_ik that for signal i under rotation k,
 
@@ -17,14 +13,15 @@ sqrt 2 what exchanging a signal for another does (root mean square). `mean` and 
 k; `mean_of_norm` and `max_of_norm` have norm^2 = mean_i |y_i|^2 in place of spread^2 (this flatters
 outputs with a large common mean).
 
-A field, where the network has them (mode n = 0, one value per field and vertex), is an output like
-any other once it is pulled back: y_ik(P) is compared with y_i(R_k P), interpolated (see
-`interpolation`). What interpolation alone gets wrong is stated in the same units: `floor`, on
-band-limited signals as above at the field's vertices, against their closed form; and `round_trip`,
-for the field itself, taken to the rotated vertices and back. Coarse meshes do not carry degree L,
-and their fields are smoother: there the round trip says more.
+A field (mode n = 0 of the networks that have fibres, one value per field and vertex; the scores of
+labels at each point, in segmentation) is an output like any other once it is pulled back: y_ik(P)
+is compared with y_i(R_k P), interpolated, in L2 norms over the sphere. What interpolation alone
+gets wrong is stated in the same units: `floor`, on band-limited signals at the field's vertices,
+against their closed form; and `round_trip`, for the field itself, taken to the rotated vertices and
+back. Coarse meshes do not carry degree L, and their fields are smoother: there the round trip says
+more.
 
-Definitions, spectrum and interpolation: ours.
+Definitions and interpolation: ours.
 """
 
 from __future__ import annotations
@@ -40,182 +37,37 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy import sparse
-from scipy.spatial import cKDTree
-from scipy.special import sph_harm_y_all
+from scipy.spatial import SphericalVoronoi, cKDTree
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from baselines.molecules import Molecules
 from bench.errors import ConfigError, RunError, unknown
 from bench.provenance import git_state
 from bench.registry import MODELS, models_of
+from bench.rotated_signals import (
+    BAND_LIMIT,
+    Batches,
+    band_limited_signals,
+    digits,
+    molecules,
+    rooms,
+)
 from bench.seeds import derive
-from bench.tasks import MNIST_MEAN, MNIST_STD
+from bench.tasks_qm7 import in_one_batch
 from data_prep.grids import grid_points
-from data_prep.spherical_mnist import haar_rotations, sampling_matrix, stratified_subset
-from data_prep.synthetic_digits import mnist_or_synthetic
+from data_prep.panorama_sampler import bilinear
+from data_prep.spherical_mnist import haar_rotations
 
-TASK = "spherical_mnist"
-BAND_LIMIT = 10
-"""Highest degree of the band-limited signals: about the width of a digit's stroke."""
+LEVELS = {"spherical_mnist": 4, "qm7": 2, "stanford_2d3ds": 5, "synthetic_rooms": 4}
+"""Of each task's networks where no run says which."""
+SIGNALS = {"spherical_mnist": 100, "qm7": 40, "stanford_2d3ds": 8, "synthetic_rooms": 8}
+"""Of each kind."""
 NEIGHBOURS = 24
 """Vertices that enter an interpolation."""
-BATCH = 32
-WARM_UP_STEPS = 60
-"""Batches shown to an untrained network: at momentum 0.1, 0.2 % of the initial statistics stay."""
-
-Signals = Callable[[np.ndarray], np.ndarray]
-"""A rotation (3, 3) -> the signals under it, (points, signals)."""
-
-
-def certificate(
-    name: str,
-    level: int | None = None,
-    rotations: int = 8,
-    digits: int = 100,
-    weights: Path | None = None,
-    seed: int = 0,
-    data: Path = Path("data"),
-) -> dict[str, Any]:
-    """Certify a registered model on `digits` test digits and as many band-limited signals, each
-    under the same `rotations` Haar rotations; plain values for JSON, defined above.
-
-    Without `weights` the network is untrained: random, its batch-norm statistics taken from the
-    unrotated signals, anew for each kind. `weights` is a run's weights.safetensors; the level
-    (else 4) and the network's options are then those of config.yaml beside it, if there is one.
-    The digits are MNIST's if `data`/raw/mnist is there, else synthetic ones.
-
-    Raises:
-        ConfigError: unknown model, level out of range, fewer than 2 digits or 1 rotation.
-        RunError: the weights cannot be read or are another network's.
-        DataError: the raw MNIST files are damaged.
-    """
-    if name not in models_of(TASK):
-        raise unknown("model", name, models_of(TASK))
-    if rotations < 1:
-        raise ConfigError(f"--rotations must be at least 1, not {rotations}")
-    run = _run_of(weights, name)
-    level = run.get("data", {}).get("level", 4) if level is None else level
-    entry = MODELS[TASK, name]
-
-    def network() -> nn.Module:
-        torch.manual_seed(derive(seed, "initialisation"))
-        return entry.build(level=level, **run.get("options", {}))
-
-    try:
-        points = grid_points(entry.grid_name(level))
-        parameters = sum(p.numel() for p in network().parameters())
-    except ValueError as error:
-        raise ConfigError(f"{name} at level {level}: {error}") from error
-    images, source = _images(data, digits, seed)
-    rng = np.random.default_rng(derive(seed, "band-limited"))
-    kinds = {
-        "digits": digit_signals(images, points),
-        "band-limited": band_limited_signals(digits, points, rng),
-    }
-    turns = haar_rotations(rotations, np.random.default_rng(derive(seed, "rotations")))
-    inputs = {}
-    for kind, signals in kinds.items():
-        model = network()
-        if weights is None:
-            warm_up(model, signals(np.eye(3)))
-        else:
-            _load(model, weights)
-        inputs[kind] = certify(model, signals, points, turns)
-    return {
-        "model": name,
-        "parameters": parameters,
-        "level": level,
-        "grid": entry.grid_name(level),
-        "weights": None if weights is None else str(weights),
-        "digits": source,
-        "signals": digits,
-        "rotations": rotations,
-        "seed": seed,
-        "band_limit": BAND_LIMIT,
-        "interpolation_neighbours": NEIGHBOURS,
-        **git_state(),
-        "definitions": __doc__,
-        "inputs": inputs,
-    }
-
-
-def certify(
-    model: nn.Module, signals: Signals, points: np.ndarray, rotations: np.ndarray
-) -> dict[str, Any]:
-    """Errors of one network, in evaluation mode, on signals sampled at points (P, 3) under
-    rotations (K, 3, 3).
-
-    Returns `invariants` and `logits` (errors as defined above), `invariants_are` ("features" of the
-    model's method `invariants`, or "logits" if it has none), `agreement` (the share of rotated
-    signals whose predicted class is that of the signal itself) and `agreement_by_chance` (of two
-    signals drawn at random), `fields` (one entry for each field that the model exposes).
-    """
-    model.eval()
-    still, still_fields = _outputs(model, signals(np.eye(3)))
-    classes = still["logits"].argmax(axis=0)
-    moves, field_moves, trips = (defaultdict(list) for _ in range(3))
-    agreement = []
-    for rotation in tqdm(rotations, desc="rotations", disable=None, leave=False):
-        turned, turned_fields = _outputs(model, signals(rotation))
-        agreement.append(np.mean(turned["logits"].argmax(axis=0) == classes))
-        for key, value in turned.items():
-            moves[key].append(_norms(value - still[key]))
-        for i, (field, moved) in enumerate(zip(still_fields, turned_fields, strict=True)):
-            vertices = points[: len(field)]
-            pulled = _apply(interpolation(vertices, vertices @ rotation.T), field)
-            back = _apply(interpolation(vertices, vertices @ rotation), pulled)
-            field_moves[i].append(_norms(moved - pulled))
-            trips[i].append(_norms(back - field))
-    fields = [
-        {
-            "vertices": len(field),
-            "fields": field.shape[1],
-            **_relative(field_moves[i], field),
-            "floor": interpolation_floor(points[: len(field)], rotations),
-            "round_trip": _relative(trips[i], field)["mean"],
-        }
-        for i, field in enumerate(still_fields)
-    ]
-    shares = np.bincount(classes) / len(classes)
-    return {
-        **{key: _relative(moves[key], value) for key, value in still.items()},
-        "invariants_are": "features" if hasattr(model, "invariants") else "logits",
-        "agreement": float(np.mean(agreement)),
-        "agreement_by_chance": float(np.sum(shares**2)),
-        "fields": fields,
-    }
-
-
-def digit_signals(images: np.ndarray, points: np.ndarray) -> Signals:
-    """Images (n, 28, 28) round the south pole, normalised as the task's; not rounded to bytes."""
-    flat = images.reshape(len(images), -1).T.astype(np.float64)
-
-    def signals(rotation: np.ndarray) -> np.ndarray:
-        return (sampling_matrix(points @ rotation.T) @ flat / 255 - MNIST_MEAN) / MNIST_STD
-
-    return signals
-
-
-def band_limited_signals(n: int, points: np.ndarray, rng: np.random.Generator) -> Signals:
-    """Random signals of degree 1..BAND_LIMIT with the spectrum above."""
-    degrees = np.arange(1, BAND_LIMIT + 1)
-    scale = np.repeat(np.sqrt(4 * np.pi / (BAND_LIMIT * (2 * degrees + 1))), 2 * degrees + 1)
-    coefficients = scale[:, None] * rng.standard_normal((len(scale), n))
-    return lambda rotation: harmonics(points @ rotation.T, BAND_LIMIT)[:, 1:] @ coefficients
-
-
-def harmonics(points: np.ndarray, degree: int) -> np.ndarray:
-    """Real orthonormal spherical harmonics of degrees 0..degree at unit vectors (P, 3), one column
-    each: by degree l, then Y_l0, sqrt2 Re Y_l1, sqrt2 Im Y_l1, ..., sqrt2 Im Y_ll."""
-    x, y, z = points.T
-    values = sph_harm_y_all(degree, degree, np.arctan2(np.hypot(x, y), z), np.arctan2(y, x))
-    columns = []
-    for at_degree, orders in zip(values, range(1, degree + 2), strict=True):
-        columns.append(at_degree[0].real)
-        for value in at_degree[1:orders]:
-            columns += [np.sqrt(2) * value.real, np.sqrt(2) * value.imag]
-    return np.stack(columns, axis=1)
+Interpolation = Callable[[np.ndarray, np.ndarray], sparse.csr_array]
+"""Unit vectors (P, 3) and (T, 3) -> the matrix (T, P) from values at the first to the others."""
 
 
 def interpolation(points: np.ndarray, targets: np.ndarray) -> sparse.csr_array:
@@ -244,13 +96,170 @@ def interpolation(points: np.ndarray, targets: np.ndarray) -> sparse.csr_array:
     )
 
 
-def interpolation_floor(vertices: np.ndarray, rotations: np.ndarray) -> float:
+def bilinear_interpolation(points: np.ndarray, targets: np.ndarray) -> sparse.csr_array:
+    """The same from the pixels of a panorama, `points` of a grid planar<L>, bilinear."""
+    pixels, shares = bilinear(targets, round(np.sqrt(len(points) / 2)))
+    rows = np.broadcast_to(np.arange(len(targets)), pixels.shape)
+    entries = (shares.ravel().astype(float), (rows.ravel(), pixels.ravel()))
+    return sparse.csr_array(entries, shape=(len(targets), len(points)))
+
+
+def certificate(
+    name: str,
+    task: str | None = None,
+    level: int | None = None,
+    rotations: int = 8,
+    signals: int | None = None,
+    weights: Path | None = None,
+    seed: int = 0,
+    data: Path = Path("data"),
+) -> dict[str, Any]:
+    """Certify a registered model on so many `signals` of each kind its task has (None: SIGNALS),
+    all under the same Haar `rotations`; plain values for JSON, defined above.
+
+    Without `weights` the network is untrained: random, its batch-norm statistics taken from the
+    unrotated signals, anew for each kind. `weights` is a run's weights.safetensors; task, level and
+    options are then those of config.yaml beside it, if there is one. Else the task is the first one
+    with a model of that name, the level that of LEVELS. Real digits and molecules are taken from
+    `data`/raw if they are there, else synthetic ones.
+
+    Raises:
+        ConfigError: unknown task or model, level out of range, fewer than 2 signals, no rotation.
+        RunError: the weights cannot be read or are another network's, or the network cannot take
+            the molecules.
+        DataError: the raw files are damaged.
+    """
+    run = _run_of(weights, name)
+    task = _task_of(name, run.get("task", task))
+    level = run.get("data", {}).get("level", LEVELS[task]) if level is None else level
+    signals = SIGNALS[task] if signals is None else signals
+    if signals < 2:
+        raise ConfigError(f"--signals must be at least 2 (errors are relative), not {signals}")
+    if rotations < 1:
+        raise ConfigError(f"--rotations must be at least 1, not {rotations}")
+    entry = MODELS[task, name]
+    grid = entry.grid_name(level)
+
+    def network() -> nn.Module:
+        torch.manual_seed(derive(seed, "initialisation"))
+        return entry.build(level=level, **run.get("options", {}))
+
+    try:
+        points = np.zeros((0, 3)) if grid == "none" else grid_points(grid)
+        parameters = sum(p.numel() for p in network().parameters())
+    except ValueError as error:
+        raise ConfigError(f"{name} at level {level}: {error}") from error
+    if task == "qm7":
+        keys = ("power", "radius", "self_exclusion")
+        potential = {key: run["data"][key] for key in keys if key in run.get("data", {})}
+        kinds = molecules(points, signals, seed, data, **potential)
+    elif task == "spherical_mnist":
+        kinds = digits(points, signals, seed, data)
+    else:
+        kinds = rooms(points, signals, seed)
+    turns = haar_rotations(rotations, np.random.default_rng(derive(seed, "rotations")))
+    inputs = {}
+    for kind, batches in kinds.batches.items():
+        model = network()
+        if weights is not None:
+            _load(model, weights)
+        else:
+            try:
+                warm_up(model, batches(np.eye(3)), kinds.energies)
+            except ValueError as error:
+                raise RunError(f"{name} cannot take these {kinds.source}: {error}") from error
+        interpolate = bilinear_interpolation if grid.startswith("planar") else interpolation
+        inputs[kind] = certify(model, batches, points, turns, interpolate)
+    return {
+        "model": name,
+        "task": task,
+        "parameters": parameters,
+        "level": level,
+        "grid": grid,
+        "weights": None if weights is None else str(weights),
+        "source": kinds.source,
+        "signals": signals,
+        "rotations": rotations,
+        "seed": seed,
+        "band_limit": BAND_LIMIT,
+        "interpolation_neighbours": NEIGHBOURS,
+        **git_state(),
+        "definitions": __doc__,
+        "inputs": inputs,
+    }
+
+
+def certify(
+    model: nn.Module,
+    batches: Batches,
+    points: np.ndarray,
+    rotations: np.ndarray,
+    interpolate: Interpolation = interpolation,
+) -> dict[str, Any]:
+    """Errors of one network, in evaluation mode, on signals sampled at points (P, 3) under
+    rotations (K, 3, 3).
+
+    Returns `output` and `invariants` (errors as defined above), `invariants_are` ("features" of the
+    model's method `invariants`, or "output" if it has none), `fields` (one entry for each field
+    that the model exposes), and of outputs that are scores of classes or labels `agreement` (the
+    share of rotated signals, or of the sphere, whose predicted class is that of the signal itself)
+    and `agreement_by_chance` (of two signals drawn at random), else None.
+    """
+    model.eval()
+    still = _outputs(model, batches(np.eye(3)))
+    sizes = {len(value) for value in still.values() if value.ndim == 3}
+    areas = {size: SphericalVoronoi(points[:size]).calculate_areas() for size in sizes}
+    moves, trips, agreement = defaultdict(list), defaultdict(list), []
+    for rotation in tqdm(rotations, desc="rotations", disable=None, leave=False):
+        there, back = (
+            {size: interpolate(points[:size], points[:size] @ r) for size in sizes}
+            for r in (rotation.T, rotation)
+        )
+        for key, moved in _outputs(model, batches(rotation)).items():
+            expected, area = still[key], None
+            if expected.ndim == 3:
+                size = len(expected)
+                area, expected = areas[size], _apply(there[size], expected)
+                trips[key].append(_norms(_apply(back[size], expected) - still[key], area))
+            moves[key].append(_norms(moved - expected, area))
+            if key == "output":
+                same = moved.argmax(axis=-2) == expected.argmax(axis=-2)
+                agreement.append(np.average(same.mean(axis=-1), weights=area))
+
+    def errors(key: str) -> dict[str, Any]:
+        value = still[key]
+        if value.ndim == 2:
+            return _relative(moves[key], value)
+        area, vertices = areas[len(value)], points[: len(value)]
+        return {
+            "vertices": len(vertices),
+            "fields": value.shape[1],
+            **_relative(moves[key], value, area),
+            "floor": interpolation_floor(vertices, rotations, interpolate),
+            "round_trip": _relative(trips[key], value, area)["mean"],
+        }
+
+    output = still["output"]
+    scores = output.shape[-2] > 1
+    return {
+        "output": errors("output"),
+        "invariants": errors("invariants" if "invariants" in still else "output"),
+        "invariants_are": "features" if "invariants" in still else "output",
+        "agreement": float(np.mean(agreement)) if scores else None,
+        "agreement_by_chance": _by_chance(output, areas) if scores else None,
+        "fields": [errors(key) for key in still if key.startswith("field")],
+    }
+
+
+def interpolation_floor(
+    vertices: np.ndarray, rotations: np.ndarray, interpolate: Interpolation = interpolation
+) -> float:
     """Mean error of interpolating 20 fixed band-limited signals from the vertices to the rotated
     vertices, relative to their spread."""
     signals = band_limited_signals(20, vertices, np.random.default_rng(0))
-    still = signals(np.eye(3))
+    still = signals(np.eye(3))[:, 0].T
     errors = [
-        _norms(interpolation(vertices, vertices @ rotation.T) @ still - signals(rotation))
+        _norms(interpolate(vertices, vertices @ rotation.T) @ still - signals(rotation)[:, 0].T)
         for rotation in rotations
     ]
     mean = _relative(errors, still)["mean"]
@@ -258,43 +267,41 @@ def interpolation_floor(vertices: np.ndarray, rotations: np.ndarray) -> float:
     return mean
 
 
-def warm_up(model: nn.Module, signals: np.ndarray) -> None:
-    """Let batch-norm statistics settle on signals (P, n): WARM_UP_STEPS batches in training mode,
-    going round the signals, with no change of weights."""
+def warm_up(model: Any, batches: list[Any], energies: Tensor | None = None) -> None:
+    """Let an untrained network take its statistics: of molecules, those of `fit`, and those of
+    batch norm, means over the batches of what it finds in each."""
+    if energies is not None:
+        _fit(model, batches, energies)
     model.train()
-    batch = min(BATCH, signals.shape[1])
+    norms = [module for module in model.modules() if hasattr(module, "momentum")]
     with torch.no_grad():
-        for step in range(WARM_UP_STEPS):
-            chosen = (step * batch + np.arange(batch)) % signals.shape[1]
-            model(_tensor(signals[:, chosen]))
+        for k, batch in enumerate(batches, start=1):
+            for norm in norms:
+                norm.momentum = 1 / k
+            model(batch)
 
 
 def as_text(result: dict[str, Any]) -> str:
     """A certificate as a small table."""
     rows = []
     for kind, found in result["inputs"].items():
-        lines: list[tuple[str, Any, tuple[float, ...]]]
-        lines = [(key, found[key], ()) for key in ("invariants", "logits")]
-        lines += [
-            (f"{f['fields']} fields, {f['vertices']} vertices", f, (f["floor"], f["round_trip"]))
-            for f in found["fields"]
-        ]
-        if found["invariants_are"] == "logits":
-            lines = lines[1:]
-        for what, errors, extra in lines:
-            keys = ("mean", "max", "mean_of_norm", "max_of_norm")
-            rows.append([kind, what, *(errors[key] for key in keys), *extra])
+        lines = [("output", found["output"])]
+        if found["invariants_are"] == "features":
+            lines.insert(0, ("invariants", found["invariants"]))
+        lines += [(f"{f['fields']} fields, {f['vertices']} vertices", f) for f in found["fields"]]
+        keys = ("mean", "max", "mean_of_norm", "max_of_norm", "floor", "round_trip")
+        rows += [[kind, what, *(errors.get(key) for key in keys)] for what, errors in lines]
     columns = ["signals", "output", "mean", "max", "mean/norm", "max/norm", "floor", "round trip"]
-    state = result["weights"] or "untrained"
     head = (
-        f"{result['model']} at level {result['level']} ({result['grid']}), {state}\n"
-        f"{result['signals']} signals x {result['rotations']} rotations, seed {result['seed']}; "
-        f"digits: {result['digits']}"
+        f"{result['model']} ({result['task']}) at level {result['level']} ({result['grid']}), "
+        f"{result['weights'] or 'untrained'}\n{result['signals']} signals x "
+        f"{result['rotations']} rotations, seed {result['seed']}; {result['source']}"
     )
     agreement = [
         f"{kind}: {100 * found['agreement']:.1f} % of predictions agree "
         f"(of unrelated signals: {100 * found['agreement_by_chance']:.1f} %)"
         for kind, found in result["inputs"].items()
+        if found["agreement"] is not None
     ]
     note = (
         "Errors under rotation in units of the standard deviation between signals; /norm: of their "
@@ -303,46 +310,43 @@ def as_text(result: dict[str, Any]) -> str:
         "or bench/equivariance.py."
     )
     body = tabulate(rows, columns, tablefmt="simple", floatfmt=".4f", missingval="")
-    return "\n".join([head, "", body, "", *agreement, "", note])
+    return "\n".join([head, "", body, "", *agreement, *([""] if agreement else []), note])
 
 
-def _outputs(model: Any, signals: np.ndarray) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """Invariants and logits, each (channels, signals), and the fields, each (V, C, signals)."""
-    flat, fields = defaultdict(list), defaultdict(list)
+def _outputs(model: Any, batches: list[Any]) -> dict[str, np.ndarray]:
+    """By name "output", "invariants" and "field 0", ..., where the model has them: values
+    (channels, signals), or (vertices, channels, signals)."""
+    parts = defaultdict(list)
     with torch.no_grad():
-        for start in range(0, signals.shape[1], BATCH):
-            x = _tensor(signals[:, start : start + BATCH])
-            logits = model(x)
-            features = model.invariants(x) if hasattr(model, "invariants") else logits
-            flat["invariants"].append(features.T)
-            flat["logits"].append(logits.T)
+        for x in batches:
+            output = model(x)
+            output = output[:, None] if output.ndim == 1 else output
+            parts["output"].append(output.T if output.ndim == 2 else output.permute(2, 1, 0))
+            if hasattr(model, "invariants"):
+                parts["invariants"].append(model.invariants(x).T)
             for i, field in enumerate(model.fields(x) if hasattr(model, "fields") else ()):
-                fields[i].append(field[:, 0])
-
-    def join(parts: list[torch.Tensor]) -> np.ndarray:
-        return torch.cat(parts, dim=-1).double().numpy()
-
-    return {key: join(value) for key, value in flat.items()}, [*map(join, fields.values())]
-
-
-def _tensor(signals: np.ndarray) -> torch.Tensor:
-    """(P, n) -> (n, 1, P), in the default precision."""
-    return torch.tensor(signals.T[:, None], dtype=torch.get_default_dtype())
+                parts[f"field {i}"].append(field[:, 0])
+    return {key: torch.cat(part, dim=-1).double().numpy() for key, part in parts.items()}
 
 
 def _apply(matrix: sparse.csr_array, field: np.ndarray) -> np.ndarray:
-    return (matrix @ field.reshape(len(field), -1)).reshape(field.shape)
+    return (matrix @ field.reshape(len(field), -1)).reshape(len(field), *field.shape[1:])
 
 
-def _norms(values: np.ndarray) -> np.ndarray:
-    """Euclidean norms over all axes but the last, the signals."""
-    return np.sqrt(np.sum(values**2, axis=tuple(range(values.ndim - 1))))
+def _norms(values: np.ndarray, areas: np.ndarray | None = None) -> np.ndarray:
+    """Euclidean norms over all axes but the last, the signals; of fields, root mean squares over
+    the sphere."""
+    squares = values**2 if areas is None else values**2 * (areas / areas.sum())[:, None, None]
+    return np.sqrt(np.sum(squares, axis=tuple(range(values.ndim - 1))))
 
 
-def _relative(distances: list[np.ndarray], reference: np.ndarray) -> dict[str, float | None]:
+def _relative(
+    distances: list[np.ndarray], reference: np.ndarray, areas: np.ndarray | None = None
+) -> dict[str, float | None]:
     """The errors defined above, from |y_ik - y_i| and the y_i; None in place of x / 0."""
-    spread = float(np.sqrt(np.mean(_norms(reference - reference.mean(-1, keepdims=True)) ** 2)))
-    norm = float(np.sqrt(np.mean(_norms(reference) ** 2)))
+    deviations = _norms(reference - reference.mean(-1, keepdims=True), areas)
+    spread = float(np.sqrt(np.mean(deviations**2)))
+    norm = float(np.sqrt(np.mean(_norms(reference, areas) ** 2)))
     found: dict[str, float | None] = {}
     for suffix, unit in (("", spread), ("_of_norm", norm)):
         for key, value in (("mean", np.mean(distances)), ("max", np.max(distances))):
@@ -350,16 +354,37 @@ def _relative(distances: list[np.ndarray], reference: np.ndarray) -> dict[str, f
     return found | {"spread": spread, "norm": norm}
 
 
-def _images(data: Path, n: int, seed: int) -> tuple[np.ndarray, str]:
-    """Test images (n, 28, 28), all classes alike, and where they come from."""
-    if n < 2:
-        raise ConfigError(f"--digits must be at least 2 (errors are relative to spread), not {n}")
-    found = mnist_or_synthetic(data, 1, n, seed)
-    size = len(found.test_labels)
-    if n > size:
-        raise ConfigError(f"--digits must be at most the {size} test digits, not {n}")
-    chosen = stratified_subset(found.test_labels, np.arange(size), n, derive(seed, "digits"))
-    return found.test_images[chosen], found.source
+def _by_chance(scores: np.ndarray, areas: dict[int, np.ndarray]) -> float:
+    """How often two signals drawn at random agree: the sum of the squared shares of the classes."""
+    classes = scores.argmax(axis=-2)
+    weights = np.ones(classes.shape)
+    if classes.ndim == 2:
+        weights *= areas[len(classes)][:, None]
+    shares = np.bincount(classes.ravel(), weights.ravel()) / weights.sum()
+    return float(np.sum(shares**2))
+
+
+def _fit(model: Any, batches: list[Molecules], energies: Tensor) -> None:
+    """`fit` of a network of molecules on all batches, without signals."""
+    together = in_one_batch(
+        np.concatenate([np.bincount(b.molecule, minlength=len(b)) for b in batches]),
+        np.concatenate([b.charges for b in batches]),
+        np.concatenate([b.positions for b in batches]),
+        None,
+    )
+    model.fit(together, energies)
+
+
+def _task_of(name: str, task: str | None) -> str:
+    """The task of a model: the one asked for, else the first that has it."""
+    if task is None:
+        tasks = [t for t, model in MODELS if model == name]
+        if not tasks:
+            raise unknown("model", name, {model for _, model in MODELS})
+        return tasks[0]
+    if name not in models_of(task):
+        raise unknown(f"model of task {task}", name, models_of(task))
+    return task
 
 
 def _run_of(weights: Path | None, name: str) -> dict[str, Any]:

@@ -10,10 +10,12 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from bench.config import ProtocolConfig
-from bench.equivariance import TASK, certificate
+from bench.equivariance import certificate
 from bench.errors import RunError
 from bench.tables import build_table, command, finished_runs
 from data_prep.files import atomic_path
+
+TASK = "spherical_mnist"
 
 
 def certificates(
@@ -46,7 +48,7 @@ def certificates(
                 f"protocol={protocol.protocol} --force {weights.with_name('metrics.json')}`"
             )
         found = certificate(
-            run.network, weights=weights, digits=digits, rotations=rotations, data=data
+            run.network, TASK, weights=weights, signals=digits, rotations=rotations, data=data
         )
         drawn, smooth = found["inputs"]["digits"], found["inputs"]["band-limited"]
         rows.append(

@@ -102,13 +102,23 @@ class QM7:
     def _molecules(self, chosen: np.ndarray, signals: np.ndarray | None) -> Molecules:
         sizes = self.first[chosen + 1] - self.first[chosen]
         atoms = np.concatenate([np.arange(self.first[k], self.first[k + 1]) for k in chosen])
-        molecule = torch.from_numpy(np.repeat(np.arange(len(chosen)), sizes))
-        charges = torch.from_numpy(self.charges[atoms])
-        of_element = (charges[:, None] == torch.tensor(ELEMENTS)).float()
-        return Molecules(
-            signals=None if signals is None else torch.from_numpy(signals[atoms]).float(),
-            molecule=molecule,
-            charges=charges,
-            positions=torch.from_numpy(self.positions[atoms]),
-            counts=torch.zeros(len(chosen), len(ELEMENTS)).index_add_(0, molecule, of_element),
-        )
+        signals = None if signals is None else signals[atoms]
+        return in_one_batch(sizes, self.charges[atoms], self.positions[atoms], signals)
+
+
+def in_one_batch(
+    sizes: np.ndarray, charges: np.ndarray, positions: np.ndarray, signals: np.ndarray | None
+) -> Molecules:
+    """Molecules of so many atoms each (B,), from charges (A,), positions (A, 3) in Bohr and signals
+    (A, 5, P) of all their atoms, one molecule after the other; in the default precision."""
+    molecule = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
+    numbers = torch.from_numpy(charges)
+    real = torch.get_default_dtype()
+    of_element = (numbers[:, None] == torch.tensor(ELEMENTS)).to(real)
+    return Molecules(
+        signals=None if signals is None else torch.from_numpy(signals).to(real),
+        molecule=molecule,
+        charges=numbers,
+        positions=torch.from_numpy(positions).to(real),
+        counts=torch.zeros(len(sizes), len(ELEMENTS)).index_add_(0, molecule, of_element),
+    )

@@ -136,24 +136,38 @@ def _sample(
             "fetch the area again"
         )
     shown = labels != MISSING
-    measured = depth != MISSING_DEPTH
-    far = float(depth_signal(np.array(MISSING_DEPTH), quirks.depth_in_metres))
     if quirks.missing_as_clutter:
         labels[~shown] = CLUTTER
     if quirks.black_as_unknown:
         labels[(rgb == 0).any(axis=2)] = UNKNOWN
-    colours = rgb.astype(np.float32) / 255
-    depths = depth_signal(depth, quirks.depth_in_metres)[..., None]
     result: list[np.ndarray] = []
     # The turned panorama shows at x what the upright one shows at R^-1 x.
     for directions in (points, points @ haar_rotation(seed, k)):
-        sampler = Sampler(directions)
-        colour, _ = sampler.mean(colours, shown)
-        distance, known = sampler.mean(depths, measured)
-        distance[~known] = far if quirks.missing_depth_far else 0
-        result.append(np.column_stack([colour, distance]).T.astype(np.float16))
-        result.append(sampler.nearest(labels))
+        result.append(rgbd_signal(rgb, depth, shown, directions, quirks).astype(np.float16))
+        result.append(Sampler(directions).nearest(labels))
     return tuple(result)
+
+
+def rgbd_signal(
+    rgb: np.ndarray,
+    depth: np.ndarray,
+    shown: np.ndarray,
+    directions: np.ndarray,
+    quirks: Quirks = Quirks(),
+) -> np.ndarray:
+    """Red, green, blue in [0, 1] and depth of a panorama at directions (P, 3): (4, P) float32.
+
+    Args:
+        rgb, depth: as `read_rgb` and `read_depth` give them.
+        shown: (H, W) bool, which pixels show anything.
+    """
+    sampler = Sampler(directions)
+    colour, _ = sampler.mean(rgb.astype(np.float32) / 255, shown)
+    depths = depth_signal(depth, quirks.depth_in_metres)[..., None]
+    distance, known = sampler.mean(depths, depth != MISSING_DEPTH)
+    far = float(depth_signal(np.array(MISSING_DEPTH), quirks.depth_in_metres))
+    distance[~known] = far if quirks.missing_depth_far else 0
+    return np.column_stack([colour, distance]).T
 
 
 def _begin(

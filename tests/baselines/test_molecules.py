@@ -168,7 +168,7 @@ def test_sum_over_atoms(network: tuple[AtomSum, str]) -> None:
         counts=2 * one.counts,
     )
     with torch.no_grad():
-        torch.testing.assert_close(model.pooled(two), 2 * model.pooled(one))
+        torch.testing.assert_close(model.invariants(two), 2 * model.invariants(one))
 
 
 def test_every_parameter_gets_a_gradient(network: tuple[AtomSum, str]) -> None:

@@ -38,7 +38,13 @@ def test_rows_are_the_certificates_of_the_trained_networks(results, tmp_path):
     assert list(found.index) == MODELS
     for name in MODELS:
         run = results / "runs/tiny/spherical_mnist" / name / "N/seed0"
-        alone = certificate(name, None, 2, 10, run / "weights.safetensors", data=tmp_path)
+        alone = certificate(
+            name,
+            rotations=2,
+            signals=10,
+            weights=run / "weights.safetensors",
+            data=tmp_path,
+        )
         invariants = alone["inputs"]["digits"]["invariants"]
         assert found.loc[name, "digits: mean error"] == invariants["mean"]
         assert found.loc[name, "digits: max error"] == invariants["max"]
