@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--json", action="store_true", help="all numbers, and their definitions")
     orders = add("convergence", _convergence, "measure how stencils and layers converge")
     orders.add_argument("--levels", type=int, nargs=2, default=(2, 6), help="first and last")
-    orders.add_argument("--digits", type=int, default=400, help="test digits; 0: only harmonics")
+    orders.add_argument("--digits", type=int, default=400, help="to test on; 0: only harmonics")
     orders.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
     orders.add_argument("--out", type=Path, default=Path("results/recorded/convergence"))
     orders.add_argument("--json", action="store_true", help="print all numbers")

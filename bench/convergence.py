@@ -20,10 +20,11 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from bench.stencil_families import Family, ModeOperators, transported
 from bench.wigner import factor, wigner_d
+from pdo.direct import DEGREES, ETH
 from pdo.frames import default_frames
 from pdo.mesh import Icosphere
 from pdo.operators import SHIFTS, complex_operators
@@ -78,27 +79,82 @@ def measure_family(family: Family, level: int) -> list[dict]:
 
 
 def measure_fibre(level: int) -> list[dict]:
-    """First and second derivatives (eth, eth^2) of a field from N samples of its fibres,
-    interpolated at the neighbours' transported angles (nearest-ring fit): rms errors over all
-    modes |n| <= DEGREE, by interpolation and N."""
+    """Errors against the number N of samples of a fibre (nearest-ring fit), one row for each
+    interpolation between them, quantity and N:
+
+        rms        |measured - exact| / |exact|, as above
+        of_fibre   |measured - continuous| / |exact|
+
+    over all samples, `continuous` being the same on the same mesh with whole fibres, N = infinity.
+
+    Quantities: `eth` and `eth^2` of the field sum over |n| <= DEGREE of D_mn e^{-i n phi}; a
+    `lifting layer` on D_m0; a `group layer` on that field, out(phi) = mean over B of chi_B[h](phi +
+    B), with the weight z_k e^{cos(B - b_k)} of derivative k at B. z and b are random.
+    """
     mesh = Icosphere(level)
     frames = default_frames(mesh)
     stencil = fit_stencil(mesh, frames, PAPER)
-    modes = {n: wigner_d(DEGREE, n, frames) for n in range(-DEGREE, DEGREE + 1)}
     weights = complex_operators(stencil, 1.0)
+    modes = {n: wigner_d(DEGREE, n, frames) for n in range(-DEGREE, DEGREE + 1)}
+    pairs = list(product(range(len(SHIFTS)), modes))
+    exact = {
+        (o, n): factor(o, DEGREE, n) * modes.get(n + SHIFTS[o], 0 * modes[0]) for o, n in pairs
+    }
+    whole = {(o, n): transported(stencil, weights[o], n) @ modes[n] for o, n in pairs}
     rows = []
-    for interpolation, samples, operator in product(("linear", "trigonometric"), SAMPLES, (2, 4)):
-        error = size = 0.0
-        for n, mode in modes.items():
+    for interpolation, samples in product(("linear", "trigonometric"), SAMPLES):
+        measured = {}
+        for o, n in pairs:
             turn = interpolation_factor(stencil.angles, n, samples, interpolation)
             turn = turn * np.exp(-1j * n * stencil.angles)  # in place of the exact transport
-            measured = transported(stencil, weights[operator] * turn, n) @ mode
-            wanted = factor(operator, DEGREE, n) * modes.get(n + SHIFTS[operator], 0 * mode)
-            error += np.sum(np.abs(measured - wanted) ** 2)
-            size += np.sum(np.abs(wanted) ** 2)
-        row = {"interpolation": interpolation, "derivative": SHIFTS[operator], "N": samples}
-        rows.append(row | {"level": level, "h": mesh.mean_edge, "rms": np.sqrt(error / size)})
+            measured[o, n] = transported(stencil, weights[o] * turn, n) @ modes[n]
+        limits = fibre_quantities(None)
+        for quantity, coefficients in fibre_quantities(samples).items():
+            found = _superposed(coefficients, measured)
+            wanted, continuous = (_superposed(limits[quantity], v) for v in (exact, whole))
+            size = _over_samples(wanted, samples, mesh.vertex_areas)
+            row = {"interpolation": interpolation, "quantity": quantity, "N": samples}
+            row |= {"level": level, "h": mesh.mean_edge}
+            for name, reference in (("rms", wanted), ("of_fibre", continuous)):
+                difference = {m: found[m] - reference[m] for m in found}
+                row[name] = _over_samples(difference, samples, mesh.vertex_areas) / size
+            rows.append(row)
     return rows
+
+
+def fibre_quantities(samples: int | None) -> dict[str, dict[tuple[int, int], complex]]:
+    """The quantities of `measure_fibre` as sums of c operator f_n: c by (operator, n).
+
+    Of the group layer c is the mean over N = `samples` of v_s(B) e^{-i n B}, v_s the weight of
+    operator s at B that the weights of the six derivatives make (`pdo.direct`); None: over the
+    circle, where e^{cos(B - b)} gives I_n(1) e^{-i n b}.
+    """
+    orders = range(-DEGREE, DEGREE + 1)
+    z, b = fibre_weights()
+    to_operators = np.linalg.inv(ETH.numpy())  # (derivative, operator)
+    group = {}
+    for n in orders:
+        if samples is None:
+            means = special.iv(n, 1) * np.exp(-1j * n * b)
+        else:
+            angles = 2 * np.pi / samples * np.arange(samples)
+            means = np.exp(np.cos(angles[:, None] - b) - 1j * n * angles[:, None]).mean(axis=0)
+        for o, c in enumerate((z * means) @ to_operators):
+            group[o, n] = complex(c)
+    return {
+        "eth": {(2, n): 1 for n in orders},
+        "eth^2": {(4, n): 1 for n in orders},
+        "lifting layer": {(o, 0): complex(c) for o, c in enumerate(z @ to_operators)},
+        "group layer": group,
+    }
+
+
+def fibre_weights() -> tuple[np.ndarray, np.ndarray]:
+    """z and b of `measure_fibre`, (6,) each: the derivatives (value, d1, d2, d11, d12, d22) in the
+    unit of length of the signal."""
+    rng = np.random.default_rng(0)
+    unit = 1 / np.sqrt(DEGREE * (DEGREE + 1))
+    return rng.standard_normal(6) * unit**DEGREES, rng.uniform(0, 2 * np.pi, 6)
 
 
 def interpolation_factor(
@@ -138,6 +194,24 @@ def fit_order(h: Iterable[float], error: Iterable[float]) -> Order:
     line = stats.linregress(np.log(x), np.log(y))
     width = stats.t.ppf(0.975, len(x) - 2) * line.stderr if len(x) > 2 else np.nan
     return Order(float(line.slope), float(width), float(np.exp(line.intercept)))
+
+
+def _superposed(coefficients: dict[tuple[int, int], complex], values: dict) -> Fields:
+    """By order: the sum of c * (operator f_n), of order n + shift."""
+    out: Fields = {}
+    for (operator, n), c in coefficients.items():
+        order = n + SHIFTS[operator]
+        out[order] = out.get(order, 0) + c * values[operator, n]
+    return out
+
+
+def _over_samples(fields: Fields, samples: int, areas: np.ndarray) -> float:
+    """Root of the integral of |sum over n of f_n e^{-i n phi}|^2 over the sphere, mean over N
+    equidistant phi, where orders that differ by N are the same function."""
+    folded: Fields = {}
+    for n, field in fields.items():
+        folded[n % samples] = folded.get(n % samples, 0) + field
+    return float(np.sqrt(sum(areas @ np.sum(np.abs(f) ** 2, axis=1) for f in folded.values())))
 
 
 def _harmonics(frames: np.ndarray) -> Fields:

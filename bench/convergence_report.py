@@ -48,8 +48,10 @@ def measure(levels: tuple[int, int], digits: int, data: Path) -> dict[str, pd.Da
     - errors: family, quantity, level, h, rms, max, equivariance;
     - orders: family, quantity, error (which), order, half_width (95 %), constant, finest (its value
       at the finest level);
-    - fibre: interpolation, derivative, N, level, h, rms;
-    - families: cost and, with `digits` > 0 test digits (three times as many for the classifier),
+    - fibre: interpolation, quantity, N, level, h, rms, of_fibre (see `measure_fibre`);
+    - fibre_orders: interpolation, quantity, level, order, half_width of of_fibre in 1 / N, from
+      N = 9 on, where it falls like a power of it;
+    - families: cost and, with `digits` > 0 digits (three times as many for the classifier),
       movement, N/N, N/R at level 4, or the finest if that is coarser; pools: likewise.
 
     Raises:
@@ -80,8 +82,9 @@ def measure(levels: tuple[int, int], digits: int, data: Path) -> dict[str, pd.Da
             for average in ("equal average", "smoothed (default)"):
                 row = on_digits(FAMILIES[average], pool)
                 pools.append({"family": average, "pool": name} | row)
-    frame = pd.DataFrame(errors)
-    tables = {"errors": frame, "orders": _orders(frame), "fibre": pd.DataFrame(fibre)}
+    frame, by_samples = pd.DataFrame(errors), pd.DataFrame(fibre)
+    tables = {"errors": frame, "orders": _orders(frame)}
+    tables |= {"fibre": by_samples, "fibre_orders": _fibre_orders(by_samples)}
     tables["families"] = pd.DataFrame(families)
     return tables | ({"pools": pd.DataFrame(pools)} if pools else {})
 
@@ -127,6 +130,17 @@ def _orders(errors: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _fibre_orders(fibre: pd.DataFrame) -> pd.DataFrame:
+    linear = fibre[(fibre["interpolation"] == "linear") & (fibre["N"] >= 9)]
+    linear = linear[linear["of_fibre"] > 0]  # not the lifting layer, which reads no fibre
+    rows = []
+    for (quantity, level), group in linear.groupby(["quantity", "level"], sort=False):
+        order = fit_order(1 / group["N"], group["of_fibre"])
+        row = {"interpolation": "linear", "quantity": quantity, "level": level}
+        rows.append(row | {"order": order.slope, "half_width": order.half_width})
+    return pd.DataFrame(rows)
+
+
 def _markdown(tables: dict[str, pd.DataFrame], source: dict[str, Any]) -> str:
     errors, names = tables["errors"], list(FAMILIES)
     last = errors["level"].max()
@@ -137,8 +151,12 @@ def _markdown(tables: dict[str, pd.DataFrame], source: dict[str, Any]) -> str:
     rms = rms.assign(shown=rms["order"] + rms["finest"].map(" ({:.2g})".format))
     rms = rms.pivot(index="family", columns="quantity", values="shown").loc[names]
     fibre = tables["fibre"].pivot(
-        index=["interpolation", "derivative", "N"], columns="level", values="rms"
+        index=["interpolation", "quantity", "N"], columns="level", values=["rms", "of_fibre"]
     )
+    by_samples = tables["fibre_orders"]
+    by_samples = by_samples.assign(
+        order=by_samples["order"].map("{:.2f}".format) + _interval(by_samples)
+    ).pivot(index=["interpolation", "quantity"], columns="level", values="order")
     sections = {
         f"{DETAILED}: error = constant h^order, with its 95 % interval": detail.drop(
             columns=["family", "half_width"]
@@ -154,7 +172,11 @@ def _markdown(tables: dict[str, pd.DataFrame], source: dict[str, Any]) -> str:
     sections["Cost and digits"] = tables["families"]
     if "pools" in tables:
         sections["Pooling"] = tables["pools"]
-    sections["Fibre interpolation, nearest ring: rms error by level"] = fibre.reset_index()
+    sections["N samples of a fibre, nearest ring: rms error by level"] = fibre["rms"].reset_index()
+    sections["What of it comes from the samples: difference from whole fibres by level"] = fibre[
+        "of_fibre"
+    ].reset_index()
+    sections["Its order in 1 / N, with its 95 % interval, by level"] = by_samples.reset_index()
     commit = f"{source['git_commit']}{' with local changes' if source['git_dirty'] else ''}"
     text = [
         "# Convergence, measured",
@@ -198,13 +220,14 @@ def _figure(tables: dict[str, pd.DataFrame], path: Path) -> None:
     for ax, quantity, error, title in panels:
         lines(ax, shown[shown["quantity"] == quantity].groupby("family", sort=False), error)
         ax.set_title(title)
-    second = fibre[fibre["derivative"] == 2]
-    for (interpolation, level), group in second.groupby(["interpolation", "level"]):
+    groups = fibre[fibre["quantity"] == "group layer"].groupby(["interpolation", "level"])
+    for (interpolation, level), group in groups:
         style = "o-" if interpolation == "linear" else "x--"
-        colour = f"C{level}"
         label = f"level {level}" if interpolation == "linear" else None
-        axes[1, 1].loglog(group["N"], group["rms"], style, color=colour, label=label, markersize=4)
-    axes[1, 1].set_title("eth² from N fibre samples: linear (solid), trigonometric")
+        axes[1, 1].loglog(
+            group["N"], group["of_fibre"], style, color=f"C{level}", label=label, markersize=4
+        )
+    axes[1, 1].set_title("group layer on N samples less on whole fibres: linear (solid), trig.")
     axes[1, 1].set_xlabel("N")
     axes[1, 1].set_xticks(sorted(fibre["N"].unique()), minor=False)
     axes[1, 1].xaxis.set_major_formatter("{x:.0f}")

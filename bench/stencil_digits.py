@@ -5,7 +5,9 @@ A network of random weights stands in for a trained one, which would take hours 
 - movement: rms change of the pooled features when a digit is rotated / their standard deviation
   between upright digits (median over features);
 - N/N, N/R: a linear classifier of the pooled features, fitted by ridge regression to upright
-  digits, on upright and on rotated test digits (%). A stencil may not get steady by seeing little.
+  digits, on other upright and rotated ones (%). A stencil may not get steady by seeing little.
+
+All are training digits of MNIST: what is chosen here is not chosen on the test set.
 """
 
 from __future__ import annotations
@@ -40,13 +42,15 @@ RIDGE = 0.01
 
 
 def digits_of(data: Path, n_train: int, n_test: int) -> Digits:
-    """The first MNIST digits, or synthetic ones where `data`/raw/mnist is missing."""
-    found = mnist_or_synthetic(data, n_train, n_test)
+    """The first training digits of MNIST, or synthetic ones where `data`/raw/mnist is missing: so
+    many for the classifier, and the next ones to test it."""
+    found = mnist_or_synthetic(data, n_train + n_test, 1)
+    train, test = slice(n_train), slice(n_train, n_train + n_test)
     return found._replace(
-        train_images=found.train_images[:n_train],
-        train_labels=found.train_labels[:n_train],
-        test_images=found.test_images[:n_test],
-        test_labels=found.test_labels[:n_test],
+        train_images=found.train_images[train],
+        train_labels=found.train_labels[train],
+        test_images=found.train_images[test],
+        test_labels=found.train_labels[test],
     )
 
 

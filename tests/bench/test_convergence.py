@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import special
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y
@@ -13,7 +14,14 @@ from sympy.physics.quantum.spin import Rotation as SympyRotation
 
 from bench import convergence, convergence_report, stencil_digits
 from bench.__main__ import main
-from bench.convergence import fit_order, interpolation_factor, measure_family, measure_fibre
+from bench.convergence import (
+    fibre_quantities,
+    fibre_weights,
+    fit_order,
+    interpolation_factor,
+    measure_family,
+    measure_fibre,
+)
 from bench.stencil_families import (
     EQUAL,
     FAMILIES,
@@ -25,7 +33,7 @@ from bench.stencil_families import (
     smoother_stencil,
 )
 from bench.wigner import factor, wigner_d
-from pdo.direct import turn_matrices
+from pdo.direct import DEGREES, DirectPDOConv, turn_matrices
 from pdo.frames import default_frames, icosahedral_rotations
 from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
@@ -278,16 +286,74 @@ def test_interpolation_factors_against_the_direct_form(interpolation, samples):
         np.testing.assert_allclose(matrices @ mode, want, atol=1e-5)
 
 
-def test_fibre_interpolation_by_n():
-    """Trigonometric interpolation adds nothing once N > 2 DEGREE; linear falls with N."""
-    table = pd.DataFrame(measure_fibre(3)).pivot(
-        index="N", columns=["interpolation", "derivative"], values="rms"
+@pytest.fixture(scope="module")
+def fibre():
+    return pd.DataFrame([row for level in (2, 3) for row in measure_fibre(level)])
+
+
+def test_trigonometric_samples_add_nothing_to_derivatives_and_linear_ones_fall_with_n(fibre):
+    """Once N > 2 DEGREE."""
+    table = fibre[fibre["level"] == 3].pivot(
+        index="N", columns=["interpolation", "quantity"], values="rms"
     )
-    for derivative in (1, 2):
-        exact, linear = table["trigonometric", derivative], table["linear", derivative]
+    for quantity in ("eth", "eth^2"):
+        exact, linear = table["trigonometric", quantity], table["linear", quantity]
         np.testing.assert_allclose(exact[exact.index > 6], exact[45], rtol=1e-9)
         assert (np.diff(linear) < 0).all()
         assert linear[45] > exact[45]
+
+
+def test_layers_on_n_samples(fibre):
+    """Linear: second order in 1 / N. Trigonometric: the mean over B takes e^{i (n + N) B} for
+    e^{i n B}, so what is left is of the size of I_{N-3}(1). A lifting layer has no samples."""
+    orders = convergence_report._fibre_orders(fibre).set_index(["quantity", "level"])
+    assert set(orders.index.get_level_values("quantity")) == {"eth", "eth^2", "group layer"}
+    for (quantity, level), row in orders.iterrows():
+        assert abs(row["order"] - 2) < 0.25, (quantity, level)
+        assert row["half_width"] < 0.8
+    left = fibre.set_index(["quantity", "interpolation", "N", "level"])["of_fibre"]
+    assert (left["lifting layer"] < 1e-14).all()
+    for samples in (7, 9, 15):
+        size = left["group layer", "trigonometric", samples, 3] / special.iv(samples - 3, 1)
+        assert 0.1 < size < 2
+    rms = fibre.set_index(["quantity", "interpolation", "N", "level"])["rms"]
+    for quantity in ("lifting layer", "group layer"):
+        coarse, fine = (rms[quantity, "trigonometric", 15, level] for level in (2, 3))
+        assert coarse / fine > 3
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "trigonometric"])
+@pytest.mark.parametrize("samples", [5, 9])
+def test_the_measured_group_layer_is_the_direct_one(float64, samples, interpolation):
+    """`pdo.direct.DirectPDOConv` with the same weights on the same field, complex in two parts."""
+    mesh = Icosphere(2)
+    z, b = fibre_weights()
+    angles = 2 * np.pi / samples * np.arange(samples)
+    layer = DirectPDOConv(mesh, 1, 1, samples, False, PAPER, interpolation)
+    weight = z * np.exp(np.cos(angles[:, None] - b)) / samples / mesh.mean_edge**DEGREES
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight)[:, :, None, None])
+    frames = default_frames(mesh)
+    orders = range(-convergence.DEGREE, convergence.DEGREE + 1)
+    turns = {n: np.exp(-1j * n * angles)[None, :, None] for n in range(-5, 6)}
+    field = sum(wigner_d(convergence.DEGREE, n, frames)[:, None] * turns[n] for n in orders)
+    parts = torch.tensor(np.concatenate([field.real, field.imag], axis=2))[:, :, None]
+    with torch.no_grad():
+        real, imaginary = layer(parts)[:, :, 0].chunk(2, dim=2)
+    measured = (real + 1j * imaginary).numpy()
+    exact = {
+        (o, n): factor(o, convergence.DEGREE, n)
+        * (wigner_d(convergence.DEGREE, n + s, frames) if abs(n + s) <= convergence.DEGREE else 0)
+        for o, s in enumerate(convergence.SHIFTS)
+        for n in orders
+    }
+    continuous = convergence._superposed(fibre_quantities(None)["group layer"], exact)
+    wanted = sum(field[:, None] * turns[m] for m, field in continuous.items() if abs(m) <= 3)
+    areas = mesh.vertex_areas[:, None, None]
+    size, error = (np.sum(areas * np.abs(x) ** 2) for x in (wanted, measured - wanted))
+    rows = pd.DataFrame(measure_fibre(2)).set_index(["quantity", "interpolation", "N"])
+    found = rows.loc[("group layer", interpolation, samples), "rms"]
+    assert np.sqrt(error / size) == pytest.approx(found, rel=1e-6)
 
 
 @pytest.fixture
@@ -306,7 +372,8 @@ def test_command(little, tmp_path, capsys):
     assert main([*arguments, "--data", str(tmp_path), "--out", str(out)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert {"git_commit", "cpu", "errors", "orders", "fibre", "families", "pools"} <= set(printed)
-    names = [f"{n}.csv" for n in ("errors", "families", "fibre", "orders", "pools")]
+    tables = ("errors", "families", "fibre", "fibre_orders", "orders", "pools")
+    names = [f"{n}.csv" for n in tables]
     names += ["convergence.md", "convergence.png"]
     assert sorted(p.name for p in out.iterdir()) == sorted(names)
     errors = pd.read_csv(out / "errors.csv")
