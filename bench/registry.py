@@ -198,7 +198,7 @@ MODELS: dict[tuple[str, str], ModelEntry] = {
         IcosahedralCNN,
         grid=EQUATOR,
         recipe={
-            "epochs": 60,
+            "epochs": 20,
             "batch_size": 32,
             "optimizer": "adam",
             "learning_rate": 5e-3,

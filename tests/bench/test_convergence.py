@@ -33,12 +33,12 @@ from bench.stencil_families import (
     smoother_stencil,
 )
 from bench.wigner import factor, wigner_d
-from pdo.direct import DEGREES, DirectPDOConv, turn_matrices
+from pdo.direct import DEGREES, ETH, DirectPDOConv, TransportedStencil, turn_matrices
 from pdo.frames import default_frames, icosahedral_rotations
 from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
 from pdo.operators import derivative_matrix
-from pdo.stencils import PAPER, SMOOTHED, fit_stencil, smoothing_stencil
+from pdo.stencils import PAPER, SMOOTHED, fit_stencil, layer_stencils, smoothing_stencil
 
 FRAMES = Rotation.random(40, random_state=0).as_matrix()
 FEW = ("nearest ring (paper)", "equal average", "smoothed (default)")
@@ -200,6 +200,29 @@ def test_mode_operators_are_those_of_the_layers():
     want += [np.sqrt(2) * np.stack([z.real, z.imag], 1) for z in (eth, eth2)]
     for block, wanted in zip(found, want, strict=True):
         np.testing.assert_allclose(block.reshape(-1, 2), wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [-2, 0, 1, 2])
+@pytest.mark.parametrize(
+    ("family", "spec"), [(Family(), PAPER), (FAMILIES["smoothed (default)"], SMOOTHED)]
+)
+def test_mode_operators_are_those_of_the_direct_form(float64, family, spec, n):
+    """On the samples of a mode e^{-i n phi}, in two real parts."""
+    mesh, samples = Icosphere(2), 7
+    frames = default_frames(mesh)
+    f = np.random.default_rng(0).standard_normal((2, len(mesh))).T @ [1, 1j]
+    mode = np.exp(-2j * np.pi * n * np.arange(samples) / samples)
+    sampled = f[:, None] * mode
+    h = torch.tensor(np.stack([sampled.real, sampled.imag], axis=-1))[:, :, None]
+    for stencil in layer_stencils(mesh, frames, spec, transport=True):
+        if stencil is not None:
+            derivatives = TransportedStencil(stencil, samples, "trigonometric")(h)
+            h = derivatives[:, 0]
+    real, imaginary = derivatives[:, :, :, 0].unbind(-1)
+    coefficients = torch.complex(real, imaginary).numpy() @ mode.conj() / samples
+    wanted = coefficients @ ETH.numpy().T
+    found = np.stack(ModeOperators(mesh, family)(list(range(6)), f, n), axis=1)
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
 @pytest.mark.parametrize(

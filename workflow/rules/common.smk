@@ -81,9 +81,9 @@ def prepared_data(wildcards):
 
 
 def print_tables():
-    for path in TABLES:
-        print(os.path.abspath(path))
-    print(os.path.abspath("results/report.html"))
+    for path in [*TABLES, "results/report.html"]:
+        if os.path.exists(path):  # another target than `all` may not have made it
+            print(os.path.abspath(path))
     print(
         "runs: results/runs, tracking: "
         + os.environ.get("MLFLOW_TRACKING_URI", "results/mlflow.db")
