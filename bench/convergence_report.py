@@ -227,8 +227,8 @@ def _figure(tables: dict[str, pd.DataFrame], path: Path) -> None:
         axes[1, 1].loglog(
             group["N"], group["of_fibre"], style, color=f"C{level}", label=label, markersize=4
         )
-    axes[1, 1].set_title("group layer on N samples less on whole fibres: linear (solid), trig.")
-    axes[1, 1].set_xlabel("N")
+    axes[1, 1].set_title("group layer: N samples against whole fibres")
+    axes[1, 1].set_xlabel("N (solid: linear interpolation, dashed: trigonometric)")
     axes[1, 1].set_xticks(sorted(fibre["N"].unique()), minor=False)
     axes[1, 1].xaxis.set_major_formatter("{x:.0f}")
     axes[1, 1].xaxis.set_minor_locator(NullLocator())
