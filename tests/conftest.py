@@ -50,7 +50,7 @@ def tiny_data(tmp_path_factory) -> Path:
     """Prepared synthetic digits on the grids of all models at level 3."""
     root = tmp_path_factory.mktemp("data")
     digits = synthetic_digits(N_TRAIN, N_TEST, seed=0)
-    for grid in ("icosphere3", "icosphere3-equator", "latlon15"):
+    for grid in ("icosphere3-equator", "latlon15"):
         folder = root / tiny_run().data.folder(grid)
         prepare(digits, grid, folder, seed=0)
     return root

@@ -1,6 +1,7 @@
 """The plan of a protocol, against files that exist and numbers worked out by hand."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -72,7 +73,7 @@ def test_steps_of_the_speed_benchmark_stand_in_for_histories(tmp_path):
 
 def test_arrays_are_as_large_as_those_on_disk(tiny_data, tmp_path):
     found = plan(parse_protocol(tiny_protocol()), tmp_path)["data_mb"]
-    assert len(found) == 3
+    assert {Path(folder).name for folder in found} == {"icosphere3-equator", "latlon15"}
     for folder, megabytes in found.items():
         files = (tiny_data / folder).glob("t*_[NRO]*.npy")
         assert megabytes == pytest.approx(sum(p.stat().st_size for p in files) / 1e6, rel=0.01)
