@@ -101,14 +101,13 @@ def measure_fibre(level: int) -> list[dict]:
         (o, n): factor(o, DEGREE, n) * modes.get(n + SHIFTS[o], 0 * modes[0]) for o, n in pairs
     }
     whole = {(o, n): transported(stencil, weights[o], n) @ modes[n] for o, n in pairs}
-    rows = []
+    limits, rows = fibre_quantities(None), []
     for interpolation, samples in product(("linear", "trigonometric"), SAMPLES):
         measured = {}
         for o, n in pairs:
             turn = interpolation_factor(stencil.angles, n, samples, interpolation)
             turn = turn * np.exp(-1j * n * stencil.angles)  # in place of the exact transport
             measured[o, n] = transported(stencil, weights[o] * turn, n) @ modes[n]
-        limits = fibre_quantities(None)
         for quantity, coefficients in fibre_quantities(samples).items():
             found = _superposed(coefficients, measured)
             wanted, continuous = (_superposed(limits[quantity], v) for v in (exact, whole))

@@ -241,9 +241,10 @@ def certify(
 
     output = still["output"]
     scores = output.shape[-2] > 1
+    of_output = errors("output")
     return {
-        "output": errors("output"),
-        "invariants": errors("invariants" if "invariants" in still else "output"),
+        "output": of_output,
+        "invariants": errors("invariants") if "invariants" in still else of_output,
         "invariants_are": "features" if "invariants" in still else "output",
         "agreement": float(np.mean(agreement)) if scores else None,
         "agreement_by_chance": _by_chance(output, areas) if scores else None,

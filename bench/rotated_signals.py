@@ -88,7 +88,7 @@ def digits(points: np.ndarray, n: int, seed: int, data: Path) -> Kinds:
 
 
 def molecules(
-    points: np.ndarray | None,
+    points: np.ndarray,
     n: int,
     seed: int,
     data: Path,
@@ -96,8 +96,8 @@ def molecules(
     radius: str = "half",
     self_exclusion: Literal["index", "nearest"] = "index",
 ) -> Kinds:
-    """Molecules of QM7 if `data`/raw/qm7 is there, else synthetic ones; without signals if there
-    are no points. The other arguments are those of `data_prep.spherical_qm7`.
+    """Molecules of QM7 if `data`/raw/qm7 is there, else synthetic ones. The other arguments are
+    those of `data_prep.spherical_qm7`.
 
     Raises:
         ConfigError: there are not so many.
@@ -120,16 +120,12 @@ def molecules(
         result = []
         for start in range(0, n, 8):
             z, p = charges[start : start + 8], turned[start : start + 8]
-            signals = None
-            if points is not None:
-                signals = np.concatenate(
-                    [
-                        potentials(at, of, points, length, power, self_exclusion)
-                        for at, of in zip(p, z, strict=True)
-                    ]
-                )
+            signals = [
+                potentials(at, of, points, length, power, self_exclusion)
+                for at, of in zip(p, z, strict=True)
+            ]
             sizes = np.array([len(of) for of in z])
-            result.append(in_one_batch(sizes, np.concatenate(z), np.concatenate(p), signals))
+            result.append(in_one_batch(sizes, *map(np.concatenate, (z, p, signals))))
         return result
 
     return Kinds({"molecules": batches}, found.source, torch.from_numpy(found.energies[chosen]))
