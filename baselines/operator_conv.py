@@ -31,5 +31,9 @@ class OperatorConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The sparse product is memory-bound and in_channels <= out_channels: it goes first.
+        return self.mix(self.terms_of(x))
+
+    def terms_of(self, x: Tensor) -> Tensor:
+        """A_k x for every k, side by side, (P B, C_in) -> (P' B, K C_in)."""
         terms = self.terms(x.reshape(self.points, -1)).view(self.arms, -1, x.shape[1])
-        return self.mix(terms.transpose(0, 1).flatten(1))
+        return terms.transpose(0, 1).flatten(1)

@@ -6,10 +6,13 @@ first, so keeping those of a coarser mesh is a slice.
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
 from baselines.mesh_operators import cotangent_laplacian, east_north_derivatives
+from baselines.normed_linear import normed_linear
 from baselines.operator_conv import OperatorConv
 from pdo.mesh import Icosphere
 
@@ -58,7 +61,12 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         x = x[: self.vertices * batch]
-        return (self.main(x) + self.shortcut(x)).relu()
+        h = F.linear(x, *normed_linear(x, *self.main[:2])).relu_()
+        h = self.main[3:6](h)
+        weight, bias = normed_linear(h, *self.main[6:])
+        side_weight, side_bias = normed_linear(x, *self.shortcut)
+        both = torch.cat([h, x], dim=1), torch.cat([weight, side_weight], dim=1)
+        return F.linear(*both, bias + side_bias).relu_()
 
 
 class UGSCNN(nn.Module):
@@ -93,6 +101,11 @@ class UGSCNN(nn.Module):
             shape = f"(batch, 1, {self.vertices})"
             raise ValueError(f"UGSCNN wants an input of shape {shape}, not {tuple(x.shape)}")
         batch = len(x)
-        y = self.stem(x[:, 0].T.reshape(-1, 1))
+        # Batch norm wants all vertices, but the first block only those of the next mesh.
+        conv, norm, _ = self.stem
+        terms = conv.terms_of(x[:, 0].T.reshape(-1, 1))
+        folded = normed_linear(terms, conv.mix, norm)
+        y = F.linear(terms[: self.block1.vertices * batch], *folded).relu_()
         y = self.block2(self.block1(y, batch), batch)
-        return y.unflatten(0, (-1, batch)).mean(dim=0)
+        # The gradient of `mean` would be written out for every vertex, that of `sum` is not.
+        return y.unflatten(0, (-1, batch)).sum(dim=0) / self.block2.vertices
