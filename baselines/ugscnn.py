@@ -43,7 +43,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, mesh: Icosphere, in_channels: int, neck: int, out_channels: int) -> None:
         super().__init__()
-        self.vertices = len(mesh)
+        self.vertices, self.widens = len(mesh), out_channels > max(in_channels, neck)
         self.main = nn.Sequential(
             nn.Linear(in_channels, neck),
             nn.BatchNorm1d(neck),
@@ -61,8 +61,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
         x = x[: self.vertices * batch]
-        h = F.linear(x, *normed_linear(x, *self.main[:2])).relu_()
-        h = self.main[3:6](h)
+        h = self.main[:6](x)
+        if not self.widens:
+            return (self.main[6:](h) + self.shortcut(x)).relu_()
         weight, bias = normed_linear(h, *self.main[6:])
         side_weight, side_bias = normed_linear(x, *self.shortcut)
         both = torch.cat([h, x], dim=1), torch.cat([weight, side_weight], dim=1)

@@ -80,3 +80,33 @@ def test_a_channel_without_variation_stays_finite(float64: None) -> None:
     torch.testing.assert_close(y, norm(linear(x)), rtol=0, atol=1e-10)
     y.square().sum().backward()
     assert x.grad.isfinite().all() and linear.weight.grad.isfinite().all()
+
+
+def test_a_variance_of_nothing_but_rounding_is_none() -> None:
+    """Inputs along one direction, the map orthogonal to it: diag(W cov W^T) is 0 and comes out of
+    either sign."""
+    generator = torch.Generator().manual_seed(0)
+    linear, norm = nn.Linear(INPUTS, OUTPUTS), nn.BatchNorm1d(OUTPUTS)
+    direction = torch.randn(INPUTS, generator=generator)
+    along = direction / direction.norm()
+    for _ in range(50):
+        rows = torch.randn(OUTPUTS, INPUTS, generator=generator)
+        linear.weight.data = rows - (rows @ along)[:, None] * along
+        x = 100 * torch.randn(ROWS, 1, generator=generator) * along
+        assert all(values.isfinite().all() for values in normed_linear(x, linear, norm))
+
+
+def test_autocast_takes_statistics_in_full_precision() -> None:
+    torch.manual_seed(0)
+    linear, norm = nn.Linear(INPUTS, OUTPUTS), nn.BatchNorm1d(OUTPUTS)
+    x = torch.randn(ROWS, INPUTS).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        folded = normed_linear(x, linear, norm)
+    torch.testing.assert_close(folded, normed_linear(x.float(), linear, norm), rtol=0, atol=0)
+
+
+def test_one_row_is_refused_as_by_batch_norm() -> None:
+    linear, norm = nn.Linear(INPUTS, OUTPUTS), nn.BatchNorm1d(OUTPUTS)
+    with pytest.raises(ValueError, match="two rows at least, not 1"):
+        normed_linear(torch.zeros(1, INPUTS), linear, norm)
+    assert norm.running_var.isfinite().all()

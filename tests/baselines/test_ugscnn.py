@@ -22,16 +22,19 @@ from tests.baselines.helpers import (
 )
 
 
-def plain_forward(state: dict[str, Tensor], x: Tensor, level: int) -> Tensor:
-    """Eval-mode logits from the definition: dense matrices, fields as (batch, channel, vertex),
-    and restriction where the authors have it (in the shortcut after the 1x1)."""
+def plain_forward(
+    state: dict[str, Tensor], x: Tensor, level: int, training: bool = False
+) -> Tensor:
+    """Logits from the definition: dense matrices, fields as (batch, channel, vertex), restriction
+    where the authors have it (in the shortcut after the 1x1), no dropout. In training batch norm
+    has the statistics of x, else those of the state."""
 
     def conv(x: Tensor, name: str) -> Tensor:
         return F.conv1d(x, state[f"{name}.weight"][:, :, None], state[f"{name}.bias"])
 
     def norm(x: Tensor, name: str) -> Tensor:
-        mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
-        return F.batch_norm(x, mean, var, state[f"{name}.weight"], state[f"{name}.bias"])
+        running = [None if training else state[f"{name}.running_{k}"] for k in ("mean", "var")]
+        return F.batch_norm(x, *running, state[f"{name}.weight"], state[f"{name}.bias"], training)
 
     def mesh_conv(x: Tensor, name: str, level: int) -> Tensor:
         mesh = Icosphere(level)
@@ -73,6 +76,21 @@ def test_forward_agrees_with_the_plain_definition(float64: None, level: int) -> 
     expected = plain_forward(model.state_dict(), x, level)
     assert expected.std() > 1e-3
     torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_training_agrees_with_the_plain_definition(float64: None) -> None:
+    """Outputs and gradients, with the statistics of the batch: of the stem over all vertices, of
+    the rest over those of the block's mesh."""
+    torch.manual_seed(0)
+    model, x = UGSCNN(2, dropout=0).train(), signals(3, 2)
+    plain = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    goal = torch.randn(3, 10)
+    found, expected = model(x), plain_forward(plain, x, 2, training=True)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    (found * goal).sum().backward()
+    (expected * goal).sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain[name].grad, rtol=1e-8, atol=1e-11)
 
 
 def test_float32_agrees_with_float64(float64: None) -> None:
