@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,7 +42,6 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, action: object, text: str) -> argparse.ArgumentParser:
         sub = actions.add_parser(name, help=text, description=text)
         sub.set_defaults(action=action)
-        sub.add_argument("--results", type=Path, default=Path("results"), help="results folder")
         return sub
 
     one = add("train", _train, "train one run, or go on with it")
@@ -81,9 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     robust.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
     for sub in (robust, energies, rooms):
         sub.add_argument("--out", type=Path, default=Path("results/tables"))
-    add("sync", _sync, "make MLflow agree with the files").add_argument(
-        "--lenient", type=Path, help="write the outcome to this file and do not fail"
-    )
+    sync = add("sync", _sync, "make MLflow agree with the files")
+    sync.add_argument("--lenient", type=Path, help="write the outcome to this file and do not fail")
     certify = add("equivariance", _equivariance, "measure how rotations move a network's outputs")
     certify.add_argument("model", help="a registered model")
     certify.add_argument("--task", help="the run's, or the first one with such a model")
@@ -100,29 +99,44 @@ def _parser() -> argparse.ArgumentParser:
     orders.add_argument("--levels", type=int, nargs=2, default=(2, 6), help="first and last")
     orders.add_argument("--digits", type=int, default=400, help="to test on; 0: only harmonics")
     orders.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
-    orders.add_argument("--out", type=Path, default=Path("results/recorded/convergence"))
+    orders.add_argument("--out", type=Path, default=Path("results/convergence"))
     orders.add_argument("--json", action="store_true", help="print all numbers")
     fast = add("speed", _speed, "measure the time and memory of layers and networks")
     fast.add_argument("--level", type=int, default=4, help="icosphere level")
     fast.add_argument("--threads", type=int, default=1, help="CPU threads")
     fast.add_argument("--repeats", type=int, default=7, help="medians are over so many")
     fast.add_argument("--peers", type=Path, help="compare with other libraries, installed here")
-    fast.add_argument("--out", type=Path, default=Path("results/recorded/speed"))
+    fast.add_argument("--out", type=Path, default=Path("results/speed"))
     fast.add_argument("--json", action="store_true", help="print all numbers")
     predict = add("predict", _predict, "classify digits, put on the sphere, by a trained network")
     predict.add_argument("file", type=Path, help="28 x 28 image, or .npy of one or more")
     predict.add_argument("--model", default="pdo-es2cnn-small-mnist", help="a name of pdo.load")
     predict.add_argument("--rotate", type=int, metavar="SEED", help="a random rotation for each")
     predict.add_argument("--json", action="store_true", help="all numbers")
-    add("release", _release, "copy recorded networks into the package, pdo/pretrained")
+    released = add("release", _release, "copy recorded networks into the package, pdo/pretrained")
+    for sub in (one, tables, recorded, robust, planned, energies, rooms, report, sync, released):
+        sub.add_argument("--results", type=Path, default=Path("results"), help="results folder")
     add("models", _models, "list the registered models")
     add("config", _config, "write config/schema.json and config/reference.yaml")
     return parser
 
 
+def _use_threads(count: int) -> None:
+    if count < 1:
+        raise ConfigError(f"--threads must be at least 1, not {count}")
+    torch.set_num_threads(count)
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{what} is no JSON: {error}") from error
+
+
 def _protocol(argument: str) -> ProtocolConfig:
     if argument.startswith("{"):
-        return config.parse_protocol(json.loads(argument))
+        return config.parse_protocol(_json(argument, "--protocol"))
     file = config.protocol_file(argument)
     assert file is not None  # only a whole protocol may have none
     return config.load_protocol(file)
@@ -130,11 +144,11 @@ def _protocol(argument: str) -> ProtocolConfig:
 
 def _train(options: argparse.Namespace) -> None:
     if options.run:
-        run, enabled = config.validated(RunConfig, json.loads(options.run), "run"), True
+        run, enabled = config.validated(RunConfig, _json(options.run, "--run"), "run"), True
     else:
         protocol = _protocol(options.protocol)
         run, enabled = _named_run(protocol, options), protocol.tracking
-    torch.set_num_threads(options.threads)
+    _use_threads(options.threads)
     _keep_freed_memory()
     tracked = enabled and not options.no_tracking
     with run_device(options.gpus, options.results) as device:
@@ -264,7 +278,7 @@ def _convergence(options: argparse.Namespace) -> None:
 def _speed(options: argparse.Namespace) -> None:
     from bench.speed_report import write_report
 
-    torch.set_num_threads(options.threads)
+    _use_threads(options.threads)
     _keep_freed_memory()
     found, paths = write_report(options.level, options.repeats, options.peers, options.out)
     if options.json:

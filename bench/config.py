@@ -48,7 +48,7 @@ class TrainConfig(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy")
     amp: bool = Field(
         False,
-        description="train in mixed precision (bfloat16 autocast) where the hardware has it; "
+        description="train in mixed precision (bfloat16 autocast) where the hardware gains by it; "
         "validation and test are in float32",
     )
 

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from bench.convergence import DEGREE, fit_order, measure_family, measure_fibre
 from bench.errors import ConfigError
-from bench.provenance import git_state, hardware
+from bench.provenance import git_state, hardware, origin
 from bench.stencil_digits import compare_on_digits, cost, digits_of
 from bench.stencil_families import EQUAL, FAMILIES, LINEAR, SMOOTH, Family, Smoother
 from data_prep.files import atomic_path
+from data_prep.mnist import Digits
 from pdo.mesh import MAX_LEVEL
 
 SEEDS = (0, 1)
@@ -42,7 +43,7 @@ POOLS = {
 }
 
 
-def measure(levels: tuple[int, int], digits: int, data: Path) -> dict[str, pd.DataFrame]:
+def measure(levels: tuple[int, int], images: Digits | None) -> dict[str, pd.DataFrame]:
     """The tables, by name:
 
     - errors: family, quantity, level, h, rms, max, equivariance;
@@ -51,19 +52,12 @@ def measure(levels: tuple[int, int], digits: int, data: Path) -> dict[str, pd.Da
     - fibre: interpolation, quantity, N, level, h, rms, of_fibre (see `measure_fibre`);
     - fibre_orders: interpolation, quantity, level, order, half_width of of_fibre in 1 / N, from
       N = 9 on, where it falls like a power of it;
-    - families: cost and, with `digits` > 0 digits (three times as many for the classifier),
-      movement, N/N, N/R at level 4, or the finest if that is coarser; pools: likewise.
-
-    Raises:
-        ConfigError: unless 1 <= first level < last level <= 7.
-        DataError: the raw MNIST files are damaged.
+    - families: cost and, with digits, movement, N/N, N/R at level 4, or the finest if that is
+      coarser; pools: likewise.
     """
     first, last = levels
-    if not 1 <= first < last <= MAX_LEVEL:
-        raise ConfigError(f"--levels must be two of 1..{MAX_LEVEL}, coarse first, not {levels}")
     span, level = range(first, last + 1), min(4, last)
     errors, fibre, families, pools = [], [], [], []
-    images = digits_of(data, 3 * digits, digits) if digits else None
 
     def on_digits(family: Family, pool: Smoother) -> dict[str, float]:
         if images is None:
@@ -93,14 +87,30 @@ def write_report(
     levels: tuple[int, int], digits: int, data: Path, out: Path
 ) -> tuple[dict[str, Any], list[Path]]:
     """Measure and write <table>.csv, convergence.md and convergence.png into `out`. Returns where
-    the numbers come from and all tables, as plain values (NaN as null), and the files."""
+    the numbers come from and all tables, as plain values (NaN as null), and the files. `digits` > 0
+    test digits have three times as many for the classifier.
+
+    Raises:
+        ConfigError: unless 1 <= first level < last level <= 7; or, with digits, whose network goes
+            two levels down, if the last is below 3; or digits are below 0.
+        DataError: the raw MNIST files are damaged.
+    """
+    first, last = levels
+    if not 1 <= first < last <= MAX_LEVEL:
+        raise ConfigError(f"--levels must be two of 1..{MAX_LEVEL}, coarse first, not {levels}")
+    if digits < 0:
+        raise ConfigError(f"--digits must be at least 0, not {digits}")
+    if digits and last < 3:
+        raise ConfigError(f"--levels must go up to 3 at least with digits, not to {last}")
+    images = digits_of(data, 3 * digits, digits) if digits else None
     source = {  # before the measurements: the code may be edited while they run
         "command": f"python -m bench convergence --levels {levels[0]} {levels[1]} "
         f"--digits {digits}",
+        "digits": images.source if images else None,
         **git_state(),
         **hardware(torch.device("cpu")),
     }
-    tables = measure(levels, digits, data)
+    tables = measure(levels, images)
     paths = []
     for name, table in tables.items():
         paths.append(out / f"{name}.csv")
@@ -177,12 +187,11 @@ def _markdown(tables: dict[str, pd.DataFrame], source: dict[str, Any]) -> str:
         "of_fibre"
     ].reset_index()
     sections["Its order in 1 / N, with its 95 % interval, by level"] = by_samples.reset_index()
-    commit = f"{source['git_commit']}{' with local changes' if source['git_dirty'] else ''}"
     text = [
         "# Convergence, measured",
-        f"`{source['command']}`, commit {commit}, {source['cpu']}. Errors are relative, on all "
-        f"Wigner-D functions of degree {DEGREE}; definitions in `bench/convergence.py` and "
-        "`bench/stencil_digits.py`.",
+        f"{origin(source['command'], source)}; digits: {source['digits'] or 'none'}. Errors are "
+        f"relative, on all Wigner-D functions of degree {DEGREE}; definitions in "
+        "`bench/convergence.py` and `bench/stencil_digits.py`.",
     ]
     for title, table in sections.items():
         text += [f"## {title}", table.to_markdown(index=False, floatfmt=".4g")]

@@ -59,6 +59,7 @@ from bench.tasks_qm7 import in_one_batch
 from data_prep.grids import grid_points
 from data_prep.panorama_sampler import bilinear
 from data_prep.spherical_mnist import haar_rotations
+from pdo.mesh import MAX_LEVEL
 
 LEVELS = {"spherical_mnist": 4, "qm7": 2, "stanford_2d3ds": 5, "synthetic_rooms": 4}
 """Of each task's networks where no run says which."""
@@ -118,25 +119,35 @@ def certificate(
     all under the same Haar `rotations`; plain values for JSON, defined above.
 
     Without `weights` the network is untrained: random, its batch-norm statistics taken from the
-    unrotated signals, anew for each kind. `weights` is a run's weights.safetensors; task, level and
-    options are then those of config.yaml beside it, if there is one. Else the task is the first one
-    with a model of that name, the level that of LEVELS. Real digits and molecules are taken from
-    `data`/raw if they are there, else synthetic ones.
+    unrotated signals, anew for each kind. `weights` is a run's weights.safetensors; task, level,
+    options and kind of data are then those of config.yaml beside it, if there is one. Else the task
+    is the first one with a model of that name, the level that of LEVELS, and real digits and
+    molecules are taken from `data`/raw if they are there, else synthetic ones.
 
     Raises:
-        ConfigError: unknown task or model, level out of range, fewer than 2 signals, no rotation.
-        RunError: the weights cannot be read or are another network's, or the network cannot take
-            the molecules.
+        ConfigError: unknown task or model, or not the weights'; level out of range, fewer than 2
+            signals, no rotation, a negative seed; weights that read Omni-MNIST.
+        RunError: the weights cannot be read or are another network's, their digits are missing, or
+            the network cannot take the molecules.
         DataError: the raw files are damaged.
     """
     run = _run_of(weights, name)
+    if task is not None and run.get("task", task) != task:
+        raise ConfigError(f"{weights} are weights of task {run['task']}, not of {task}")
+    if run.get("setting") == "Omni":
+        raise ConfigError(f"{weights} read Omni-MNIST, another projection: take those of N or R")
     task = _task_of(name, run.get("task", task))
-    level = run.get("data", {}).get("level", LEVELS[task]) if level is None else level
+    settings = run.get("data", {})
+    level = settings.get("level", LEVELS[task]) if level is None else level
     signals = SIGNALS[task] if signals is None else signals
     if signals < 2:
         raise ConfigError(f"--signals must be at least 2 (errors are relative), not {signals}")
     if rotations < 1:
         raise ConfigError(f"--rotations must be at least 1, not {rotations}")
+    if seed < 0:
+        raise ConfigError(f"--seed must be at least 0, not {seed}")
+    if not 0 <= level <= MAX_LEVEL:
+        raise ConfigError(f"--level must be in 0..{MAX_LEVEL}, not {level}")
     entry = MODELS[task, name]
     grid = entry.grid_name(level)
 
@@ -151,10 +162,11 @@ def certificate(
         raise ConfigError(f"{name} at level {level}: {error}") from error
     if task == "qm7":
         keys = ("power", "radius", "self_exclusion")
-        potential = {key: run["data"][key] for key in keys if key in run.get("data", {})}
+        potential = {key: settings[key] for key in keys if key in settings}
         kinds = molecules(points, signals, seed, data, **potential)
     elif task == "spherical_mnist":
-        kinds = digits(points, signals, seed, data)
+        sampling = {key: settings[key] for key in ("source", "legacy_bilinear") if key in settings}
+        kinds = digits(points, signals, seed, data, **sampling)
     else:
         kinds = rooms(points, signals, seed)
     turns = haar_rotations(rotations, np.random.default_rng(derive(seed, "rotations")))
@@ -392,6 +404,8 @@ def _run_of(weights: Path | None, name: str) -> dict[str, Any]:
     """The configuration beside a run's weights; {} if there is none."""
     if weights is None:
         return {}
+    if weights.is_dir():
+        raise RunError(f"{weights} is a folder: name the weights.safetensors in it")
     file = weights.with_name("config.yaml")
     run = yaml.safe_load(file.read_text()) if file.is_file() else {}
     if run and (network := run.get("network", run["model"])) != name:

@@ -57,6 +57,12 @@ def git_state() -> dict[str, Any]:
     }
 
 
+def origin(command: str, facts: dict[str, Any]) -> str:
+    """Command, commit and processor in words, of facts that `git_state` and `hardware` gave."""
+    changed = " with local changes" if facts["git_dirty"] else ""
+    return f"`{command}`, commit {facts['git_commit']}{changed}, {facts['cpu']}"
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     """Processor, memory and, on CUDA, the GPU's name."""
     cpu = platform.processor() or platform.machine()

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+import torch
 from matplotlib import pyplot as plt
 
 from bench.config import ProtocolConfig
 from bench.equivariance import certificate
 from bench.errors import RunError
+from bench.provenance import git_state, hardware, origin
 from bench.tables import build_table, command, finished_runs
 from data_prep.files import atomic_path
 
@@ -20,14 +22,15 @@ TASK = "spherical_mnist"
 
 def certificates(
     protocol: ProtocolConfig, results: Path, data: Path, digits: int, rotations: int
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, str]:
     """One row for each model of the protocol that has a finished run on upright digits (N): its
     accuracies (mean over seeds) and, by `bench.equivariance`, the errors of its invariants under
     random rotations in units of their spread between signals, and the share of rotated digits that
-    it classifies as the upright ones. The certificate is that of the first finished seed.
+    it classifies as the upright ones. The certificate is that of the first finished seed. And
+    where the digits come from.
 
     Raises:
-        RunError: if no such run has ended, or the weights of one are gone.
+        RunError: if no such run has ended, or the weights of one or the digits are gone.
     """
     upright = [run for run in finished_runs(protocol, TASK, results) if run.setting == "N"]
     if not upright:
@@ -36,7 +39,7 @@ def certificates(
             f"`{command(protocol)}` first"
         )
     table = build_table(protocol, TASK, results).set_index(["model", "setting"])
-    rows = []
+    rows, source = [], ""
     for model in table.index.unique("model"):
         run = next((run for run in upright if run.model == model), None)
         if run is None:
@@ -51,6 +54,7 @@ def certificates(
             run.network, TASK, weights=weights, signals=digits, rotations=rotations, data=data
         )
         drawn, smooth = found["inputs"]["digits"], found["inputs"]["band-limited"]
+        source = found["source"]  # the same for all: that of the protocol's data
         rows.append(
             {
                 "model": run.model,
@@ -65,35 +69,40 @@ def certificates(
                 "errors of": drawn["invariants_are"],
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), source
 
 
 def write_robustness(
     protocol: ProtocolConfig, results: Path, data: Path, out: Path, digits: int, rotations: int
 ) -> list[Path]:
     """Write robustness.csv, .md and .png into `out`; returns the paths."""
-    found = certificates(protocol, results, data, digits, rotations)
+    found, source = certificates(protocol, results, data, digits, rotations)
+    made = origin(
+        f"python -m bench robustness --protocol {protocol.protocol} --digits {digits} "
+        f"--rotations {rotations}",
+        git_state() | hardware(torch.device("cpu")),
+    )
+    made += f". {digits} test digits ({source}) and {digits} band-limited signals, "
+    made += f"{rotations} random rotations"
     paths = [out / f"robustness.{kind}" for kind in ("csv", "md", "png")]
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(paths[0]) as path:
         found.to_csv(path, index=False, lineterminator="\n")
     with atomic_path(paths[1]) as path:
-        path.write_text(_markdown(protocol, found, digits, rotations))
+        path.write_text(_markdown(protocol, found, made))
     with atomic_path(paths[2]) as path:
         _figure(found, path)
     return paths
 
 
-def _markdown(protocol: ProtocolConfig, found: pd.DataFrame, digits: int, rotations: int) -> str:
+def _markdown(protocol: ProtocolConfig, found: pd.DataFrame, made: str) -> str:
     notice = f"**{protocol.notice}**\n\n" if protocol.notice else ""
     return (
         f"# What rotations do to the trained networks, protocol {protocol.protocol}\n\n{notice}"
-        f"Made by `python -m bench robustness --protocol {protocol.protocol}`. "
-        f"{digits} test digits and {digits} band-limited signals, {rotations} random rotations; "
-        "first finished seed, trained on upright digits. Error: how far the invariants move under "
-        "a rotation, over their standard deviation between signals (0: invariant; 1.4: as far as "
-        "to another signal); definitions in `bench/equivariance.py`. Accuracies: means over "
-        "seeds.\n\n"
+        f"Made by {made}; first finished seed, trained on upright digits. Error: how far the "
+        "invariants move under a rotation, over their standard deviation between signals (0: "
+        "invariant; 1.4: as far as to another signal); definitions in `bench/equivariance.py`. "
+        "Accuracies: means over seeds.\n\n"
         f"{found.to_markdown(index=False, floatfmt='.3g', intfmt=',')}\n"
     )
 

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from baselines.molecules import Molecules
 from baselines.rooms import CHANNELS
-from bench.errors import ConfigError
+from bench.errors import ConfigError, RunError
 from bench.seeds import derive
 from bench.tasks import MNIST_MEAN, MNIST_STD
 from bench.tasks_qm7 import in_one_batch
 from data_prep.qm7 import FILE, FOLDS, load_qm7
 from data_prep.room_signals import rgbd_signal
-from data_prep.spherical_mnist import sampling_matrix, stratified_subset
+from data_prep.spherical_mnist import sampling_matrix, stratified_subset, to_bytes
 from data_prep.spherical_qm7 import RADII, least_distance, potentials
 from data_prep.stanford import (
     AREAS,
@@ -44,7 +44,7 @@ from data_prep.stanford import (
     read_labels,
     read_rgb,
 )
-from data_prep.synthetic_digits import mnist_or_synthetic
+from data_prep.synthetic_digits import mnist_or_synthetic, synthetic_digits
 from data_prep.synthetic_molecules import synthetic_molecules
 from data_prep.synthetic_rooms import generate
 
@@ -66,25 +66,44 @@ class Kinds(NamedTuple):
     """Of the molecules, kcal/mol."""
 
 
-def digits(points: np.ndarray, n: int, seed: int, data: Path) -> Kinds:
-    """Test digits, all classes alike, MNIST's if `data`/raw/mnist is there and else synthetic ones;
-    and as many band-limited signals.
+def digits(
+    points: np.ndarray,
+    n: int,
+    seed: int,
+    data: Path,
+    source: str | None = None,
+    legacy_bilinear: bool = False,
+) -> Kinds:
+    """Test digits, all classes alike, and as many band-limited signals. `source` is "mnist" or
+    "synthetic"; None: MNIST if `data`/raw/mnist is there, else synthetic ones. `legacy_bilinear` is
+    that of `data_prep.spherical_mnist`.
 
     Raises:
         ConfigError: there are not so many.
         DataError: the raw MNIST files are damaged.
+        RunError: they are missing, and `source` asks for them.
     """
-    found = mnist_or_synthetic(data, 1, n, seed)
+    raw = data / "raw" / "mnist"
+    if source == "mnist" and not raw.is_dir():
+        raise RunError(
+            f"the network was trained on MNIST, and {raw} is missing: fetch it with "
+            f"`python -m data_prep fetch mnist --out {raw}`, or name its folder with --data"
+        )
+    if source == "synthetic":
+        found = synthetic_digits(1, n, seed)
+    else:
+        found = mnist_or_synthetic(data, 1, n, seed)
     size = len(found.test_labels)
     if n > size:
         raise ConfigError(f"--signals must be at most the {size} test digits, not {n}")
     chosen = stratified_subset(found.test_labels, np.arange(size), n, derive(seed, "digits"))
     rng = np.random.default_rng(derive(seed, "band-limited"))
     kinds = {
-        "digits": in_batches(digit_signals(found.test_images[chosen], points), 32),
+        "digits": in_batches(digit_signals(found.test_images[chosen], points, legacy_bilinear), 32),
         "band-limited": in_batches(band_limited_signals(n, points, rng), 32),
     }
-    return Kinds(kinds, found.source)
+    faulty = ", with the faulty sampling of the sets published before Nov 2024"
+    return Kinds(kinds, found.source + faulty * legacy_bilinear)
 
 
 def molecules(
@@ -150,13 +169,15 @@ def in_batches(values: Values, size: int) -> Batches:
     return batches
 
 
-def digit_signals(images: np.ndarray, points: np.ndarray) -> Values:
-    """Images (n, 28, 28) round the south pole, normalised as the task's; not rounded to bytes."""
+def digit_signals(images: np.ndarray, points: np.ndarray, legacy: bool = False) -> Values:
+    """Images (n, 28, 28) round the south pole, normalised as the task's; not rounded to bytes, but
+    `legacy` ones stretched to them as published."""
     flat = images.reshape(len(images), -1).T.astype(np.float64)
 
     def values(rotation: np.ndarray) -> np.ndarray:
-        grey = sampling_matrix(points @ rotation.T) @ flat / 255
-        return (grey.T[:, None] - MNIST_MEAN) / MNIST_STD
+        grey = (sampling_matrix(points @ rotation.T, legacy) @ flat).T
+        grey = to_bytes(grey, legacy) if legacy else grey
+        return (grey[:, None] / 255 - MNIST_MEAN) / MNIST_STD
 
     return values
 

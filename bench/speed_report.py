@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bench import speed
 from bench.errors import ConfigError
-from bench.provenance import git_state, hardware
+from bench.provenance import git_state, hardware, origin
 from bench.speed_peers import compare_with_peers
 from data_prep.files import atomic_path, write_json
 from pdo.mesh import MAX_LEVEL
@@ -79,14 +79,13 @@ def write_report(
 
 
 def _markdown(found: dict[str, Any]) -> str:
-    commit = f"{found['git_commit']}{' with local changes' if found['git_dirty'] else ''}"
     settings = "--level {level} --threads {threads} --repeats {repeats}".format(**found)
     settings += " --peers DIR" if "peers" in found else ""
     text = [
         "# Speed, measured",
-        f"`python -m bench speed {settings}`, commit {commit}, {found['cpu']}, {found['cores']} "
-        f"cores, PyTorch {found['torch']}. A step is forward and backward; layers have "
-        f"{found['fields']} fields in and out and take {found['batch']} samples, networks "
+        f"{origin(f'python -m bench speed {settings}', found)}, {found['cores']} cores, PyTorch "
+        f"{found['torch']}. A step is forward and backward; layers have {found['fields']} fields "
+        f"in and out and take {found['batch']} samples, networks "
         f"{found['network_batch']}. Medians of {found['repeats']} repeats taken in turn; "
         "definitions in `bench/speed.py` and `bench/speed_peers.py`.",
     ]

@@ -369,6 +369,8 @@ def _measured(row: Any) -> str:
 
 def _interval(row: Any) -> str:
     low, high = (row.measured_mean + sign * row.ci95_half_width for sign in (-1, 1))
+    if row.metric.endswith("_percent"):
+        low, high = max(low, 0), min(high, 100)
     return f"{low:.2f} to {high:.2f}"
 
 

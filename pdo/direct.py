@@ -21,6 +21,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from pdo.fields import check_field
 from pdo.frames import default_frames
 from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
@@ -73,7 +74,9 @@ class DirectPDOConv(nn.Module):
     Shapes: (V, N, C_in, B) -> (V, N, C_out, B); lifting: (V, 1, C_in, B) -> (V, N, C_out, B).
 
     Raises:
-        ValueError: if the interpolation has another name.
+        ValueError: if the interpolation has another name, there are no samples, or the input has
+            another shape.
+        TypeError: if the input is not in the layer's precision, float32 or float64.
 
     Source: Shen, Shen, Lin, Ma (AAAI 2021), layers Psi and Phi; the transport of fibres is ours.
     """
@@ -90,6 +93,8 @@ class DirectPDOConv(nn.Module):
         transport: bool = True,
     ) -> None:
         super().__init__()
+        if samples < 1:
+            raise ValueError(f"a fibre has one sample at least, not {samples}")
         self.mesh, self.samples, self.lifting, self.stencil = mesh, samples, lifting, stencil
         self.transport = transport
         input_samples = 1 if lifting else samples
@@ -104,6 +109,8 @@ class DirectPDOConv(nn.Module):
         self.weight = nn.Parameter(scale * torch.randn(input_samples, 6, out_fields, in_fields))
 
     def forward(self, h: Tensor) -> Tensor:
+        input_samples, _, _, in_fields = self.weight.shape
+        check_field(self, h, len(self.mesh), input_samples, in_fields, self.weight.dtype)
         if self.smoothing is not None:
             h = self.smoothing(h)[:, 0]
         derivatives = self.derivatives(h)

@@ -27,7 +27,8 @@ def check_field(
         raise ValueError(f"{name} takes fields ({sizes}), B > 0, not {tuple(x.shape)}")
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"{name} is in {dtype}: for half precision keep it in float32 and use torch.autocast"
+            f"{name} is in {dtype}: for half precision keep it in float32 and use torch.autocast "
+            "(on a CPU in bfloat16)"
         )
     if x.dtype != dtype:
         raise TypeError(f"{name} is in {dtype}, its field in {x.dtype}: take .to({dtype})")

@@ -55,9 +55,10 @@ class PDOConv(nn.Module):
     Derivatives are rounded to torch's default dtype: for float64 throughout, set it before.
 
     Raises:
-        ValueError: if the stencil's rings hold too few neighbours for its polynomial, or the input
-            has another shape.
-        TypeError: if the input is not in the layer's precision, float32 or float64.
+        ValueError: if the stencil's rings hold too few neighbours for its polynomial, orders are
+            below 0, or the input has another shape.
+        TypeError: if the input is not in the layer's precision, float32 or float64; or under
+            autocast in float16 on a CPU.
     """
 
     def __init__(
@@ -72,6 +73,9 @@ class PDOConv(nn.Module):
     ) -> None:
         super().__init__()
         input_orders = orders if input_orders is None else input_orders
+        for name, value in (("orders", orders), ("input_orders", input_orders)):
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
         self.mesh, self.stencil, self.transport = mesh, stencil, transport
         self.orders, self.input_orders = orders, input_orders
         reached = min(orders, input_orders + 2)  # second derivatives raise the order by two

@@ -242,7 +242,7 @@ def derive_and_mix(
         x: field (V, N, C, B).
         weights: real matrices (rows out of order m, R_m * C).
         dtype: of the products; bfloat16 halves the traffic and is several times as fast where the
-            hardware has it.
+            hardware multiplies it natively.
 
     Shape: (V, N, C, B) -> (V, all rows out, B).
     """

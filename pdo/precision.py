@@ -7,9 +7,16 @@ from torch import Tensor
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What the large products of a layer are computed in: autocast's dtype where it is on."""
+    """What the large products of a layer are computed in: autocast's dtype where it is on.
+
+    Raises:
+        TypeError: if that is float16 on a CPU, which the kernels do not know.
+    """
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if kind == "cpu" and dtype == torch.float16:
+        raise TypeError("on a CPU autocast in torch.bfloat16, not in torch.float16")
+    return dtype
 
 
 def full_precision(x: Tensor) -> torch.autocast:

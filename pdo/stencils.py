@@ -33,7 +33,8 @@ class StencilSpec:
         the identity operator, see the smooth one.
 
     Raises:
-        ValueError: if the degree is below 2, or there are no rings.
+        ValueError: if the degree is below 2, there are no rings, sigma is not above 0, or the
+            rings to smooth over are below 0.
     """
 
     rings: int = 1
@@ -48,6 +49,10 @@ class StencilSpec:
                 "second derivatives need a polynomial of degree 2 and a ring of neighbours at "
                 f"least, not degree {self.order} and {self.rings} rings"
             )
+        if self.sigma is not None and self.sigma <= 0:
+            raise ValueError(f"sigma must be above 0, not {self.sigma}")
+        if self.smoothing_rings < 0:
+            raise ValueError(f"smoothing_rings must be at least 0, not {self.smoothing_rings}")
 
 
 PAPER = StencilSpec()
@@ -119,7 +124,12 @@ def smoothing_stencil(mesh: Icosphere, frames: np.ndarray, rings: int = 2) -> St
     The fit keeps linear functions of the chart as they are. A plain average does not on this mesh,
     whose kinks shift its centre from vertex to vertex by O(h^2): a second derivative of that does
     not converge (ours; docs/operator.md).
+
+    Raises:
+        ValueError: if there are no rings.
     """
+    if rings < 1:
+        raise ValueError(f"smoothing takes one ring at least, not {rings}")
     rows, cols, chart = charts(mesh, frames, rings)
     chart = chart / mesh.mean_edge
     design = np.column_stack([np.ones(len(rows)), chart])

@@ -174,7 +174,7 @@ def test_paper_fit_converges_as_its_analysis_promises(errors):
         assert order_of(errors, FEW[0], quantity, "equivariance") > 1
 
 
-def test_smoothing_converges_and_an_equal_average_does_not(errors):
+def test_smoothing_converges_up_to_level_4_and_an_equal_average_does_not(errors):
     for quantity in ("d1", "d2", "d11", "d12", "d22", "lifting layer", "group layer"):
         assert order_of(errors, "smoothed (default)", quantity, "rms") > 1.5
     for quantity in ("d11", "d12", "d22", "lifting layer"):
@@ -409,6 +409,7 @@ def test_command(little, tmp_path, capsys):
     assert (out / "convergence.png").stat().st_size < 200_000
     text = (out / "convergence.md").read_text()
     assert "nan" not in text and "smoothed (default)" in text
+    assert printed["digits"] == "synthetic digits" and "digits: synthetic digits." in text
 
 
 def test_command_without_digits(little, tmp_path):
@@ -421,6 +422,19 @@ def test_command_without_digits(little, tmp_path):
 def test_wrong_levels(levels, capsys, tmp_path):
     assert main(["convergence", "--levels", *levels, "--out", str(tmp_path / "out")]) == 1
     assert "--levels must be two of 1..7, coarse first" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--digits", "-5"], "--digits must be at least 0, not -5"),
+        (["--levels", "1", "2"], "--levels must go up to 3 at least with digits, not to 2"),
+    ],
+)
+def test_wrong_numbers(arguments, message, capsys, tmp_path):
+    assert main(["convergence", *arguments, "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -36,7 +36,7 @@ from bench.seeds import derive
 from bench.tasks import MNIST_MEAN, MNIST_STD
 from data_prep.grids import grid_points
 from data_prep.room_signals import haar_rotation, prepare
-from data_prep.spherical_mnist import haar_rotations, sample_rotated
+from data_prep.spherical_mnist import haar_rotations, sample_rotated, to_bytes
 from data_prep.stanford import RGBD_MEAN, RGBD_STD
 from data_prep.synthetic_digits import synthetic_digits
 from data_prep.synthetic_rooms import generate
@@ -301,6 +301,9 @@ def test_digits_are_those_of_the_data(grid):
         expected = sample_rotated(images, np.repeat(rotation[None], 4, axis=0), points)
         found = digit_signals(images, points)(rotation) * MNIST_STD + MNIST_MEAN
         np.testing.assert_allclose(255 * found[:, 0], expected, atol=1e-6)
+        expected = to_bytes(sample_rotated(images, np.array([rotation] * 4), points, True), True)
+        found = digit_signals(images, points, legacy=True)(rotation) * MNIST_STD + MNIST_MEAN
+        assert np.abs(255 * found[:, 0] - expected).max() < 1 + 1e-6  # truncated numbers
 
 
 def test_interpolation():
@@ -449,7 +452,10 @@ def test_molecules_on_the_command_line(capsys):
         (["MLP-random-CM"], "MLP-random-CM cannot take these synthetic molecules: 3468 feat"),
         (["PDO-eS2CNN-smal"], "unknown model 'PDO-eS2CNN-smal': did you mean 'PDO-eS2CNN-small'?"),
         (["UGSCNN", "--level", "1"], "UGSCNN at level 1: UGSCNN coarsens its mesh twice"),
-        (["UGSCNN", "--level", "9"], "the level must be in 0..7"),
+        (["UGSCNN", "--level", "9"], "--level must be in 0..7, not 9"),
+        (["UGSCNN", "--level", "-1"], "--level must be in 0..7, not -1"),
+        (["UGSCNN", "--seed", "-1"], "--seed must be at least 0, not -1"),
+        (["UGSCNN", "--weights", "."], ". is a folder: name the weights.safetensors in it"),
         (["UGSCNN", "--signals", "1"], "--signals must be at least 2"),
         (["UGSCNN", "--rotations", "0"], "--rotations must be at least 1"),
         (["UGSCNN", "--weights", "none.safetensors"], "none.safetensors is missing"),
@@ -464,6 +470,11 @@ def test_errors_are_one_line(capsys, arguments, message):
 def test_wrong_weights_are_one_line(capsys, tmp_path):
     path = tmp_path / "weights.safetensors"
     command = ["equivariance", "UGSCNN", "--level", "3", "--signals", "2", "--data", "nowhere"]
+    command += ["--task", "spherical_mnist"]
+
+    def configured(more):
+        return lambda: (tmp_path / "config.yaml").write_text(f"{{model: UGSCNN, {more}}}")
+
     for write, message in (
         (lambda: path.write_bytes(b"{}"), "not a readable safetensors file"),
         (lambda: save_file({"a": torch.ones(1)}, path), "do not fit the network"),
@@ -471,6 +482,9 @@ def test_wrong_weights_are_one_line(capsys, tmp_path):
             lambda: (tmp_path / "config.yaml").write_text("model: PDO-eS2CNN-small"),
             "weights of PDO-eS2CNN-small, not of UGSCNN",
         ),
+        (configured("task: qm7"), "are weights of task qm7, not of spherical_mnist"),
+        (configured("task: spherical_mnist, setting: Omni"), "read Omni-MNIST"),
+        (configured("data: {source: mnist}"), "nowhere/raw/mnist is missing: fetch it with"),
     ):
         write()
         assert main([*command, "--weights", str(path)]) == 1

@@ -34,7 +34,9 @@ def protocol():
 
 
 def test_rows_are_the_certificates_of_the_trained_networks(results, tmp_path):
-    found = certificates(protocol(), results, tmp_path, digits=10, rotations=2).set_index("model")
+    found, source = certificates(protocol(), results, tmp_path, digits=10, rotations=2)
+    assert source == "synthetic digits"
+    found = found.set_index("model")
     assert list(found.index) == MODELS
     for name in MODELS:
         run = results / "runs/tiny/spherical_mnist" / name / "N/seed0"
@@ -62,6 +64,7 @@ def test_command_writes_table_and_figure(results, tmp_path, monkeypatch, capsys)
     assert main(["robustness", *options, *small]) == 0
     text = (tmp_path / "out/robustness.md").read_text()
     assert all(name in text for name in MODELS) and "1 random rotations" in text
+    assert "5 test digits (synthetic digits)" in text and "--digits 5 --rotations 1`" in text
     assert len(pd.read_csv(tmp_path / "out/robustness.csv")) == 2
     assert (tmp_path / "out/robustness.png").read_bytes().startswith(b"\x89PNG")
 
@@ -80,7 +83,7 @@ def test_missing_weights_are_one_line_and_the_next_seed_stands_in(results, tmp_p
     metrics = first.with_name("seed1") / "metrics.json"
     second = next(r for r in planned_runs(two) if r.key.endswith("UGSCNN/N/seed1"))
     metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"config_hash": second.hash}))
-    found = certificates(two, copy, tmp_path, 5, 1)
+    found, _ = certificates(two, copy, tmp_path, 5, 1)
     assert list(found["model"]) == MODELS
     (first.with_name("seed1") / "weights.safetensors").unlink()
     with pytest.raises(RunError, match=r"UGSCNN/N/seed1/weights\.safetensors is missing: train it"):

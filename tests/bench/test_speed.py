@@ -139,7 +139,11 @@ def test_a_peer_that_fails_says_why():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--level", "2"], "--level must be one of 3..5, not 2"), (["--repeats", "0"], "at least 1")],
+    [
+        (["--level", "2"], "--level must be one of 3..5, not 2"),
+        (["--repeats", "0"], "at least 1"),
+        (["--threads", "0"], "--threads must be at least 1, not 0"),
+    ],
 )
 def test_bad_options_are_one_line(options, message, capsys, tmp_path):
     assert main(["speed", "--out", str(tmp_path), *options]) == 1

@@ -10,9 +10,11 @@ from scipy.special import sph_harm_y
 
 from pdo import layers
 from pdo.activation import FieldNormReLU
+from pdo.direct import DirectPDOConv
 from pdo.frames import default_frames, east_north_frames, turn_frames
 from pdo.layers import InvariantReadout, PDOConv, Pool, Unpool
 from pdo.mesh import Icosphere
+from pdo.networks import PDOeS2CNN
 from pdo.operators import derivative_matrix, terms, transport_matrix
 from pdo.sparse import SparseOperator
 from pdo.stencils import GAUSSIAN, PAPER, SMOOTHED, StencilSpec, fit_stencil, smoothing_stencil
@@ -187,6 +189,7 @@ FIELD = (len(MESH), 5, 3, 2)
 TAKERS = {
     "PDOConv": (lambda: PDOConv(MESH, 3, 4, 2), (0, 1, 2)),
     "lifting": (lambda: PDOConv(MESH, 3, 4, 2, 0), (0, 1, 2)),
+    "DirectPDOConv": (lambda: DirectPDOConv(MESH, 3, 4, 5), (0, 1, 2)),
     "Pool": (lambda: Pool(MESH, COARSE, 2), (0, 1)),
     "subsampling": (lambda: Pool(MESH, COARSE, 2, smooth=False), (0, 1)),
     "Unpool": (lambda: Unpool(MESH, Icosphere(4), 2), (0, 1)),
@@ -223,6 +226,31 @@ def test_what_is_not_in_the_layers_precision_is_refused(name, dtype):
     if dtype in (torch.bfloat16, torch.float16):
         with pytest.raises(TypeError, match=r"use torch\.autocast"):
             layer.to(dtype)(torch.ones(size, dtype=dtype))
+
+
+def test_float16_is_refused_on_a_cpu_where_bfloat16_is_taken():
+    layer, x = PDOConv(COARSE, 3, 3, 2), torch.randn(len(COARSE), 5, 3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.float64
+    with torch.autocast("cpu", torch.float16), pytest.raises(TypeError, match="bfloat16"):
+        layer(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PDOConv(COARSE, 3, 3, -1), "orders must be at least 0, not -1"),
+        (lambda: PDOConv(COARSE, 3, 3, 2, -1), "input_orders must be at least 0, not -1"),
+        (lambda: PDOeS2CNN(3, orders=-1), "orders must be at least 0, not -1"),
+        (lambda: DirectPDOConv(COARSE, 3, 3, 0), "one sample at least, not 0"),
+        (lambda: smoothing_stencil(COARSE, default_frames(COARSE), 0), "one ring at least, not 0"),
+        (lambda: StencilSpec(sigma=0.0), "sigma must be above 0, not 0.0"),
+        (lambda: StencilSpec(smoothing_rings=-1), "smoothing_rings must be at least 0, not -1"),
+    ],
+)
+def test_numbers_without_a_meaning_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_meshes_of_pooling_are_a_level_apart():

@@ -261,6 +261,7 @@ def test_bad_configuration_stops_before_any_job(project, key, message):
         (("--model", "UGSCN", "--setting", "N"), "unknown model 'UGSCN': did you mean 'UGSCNN'?"),
         (("--task", "qm"), "unknown task 'qm'"),
         (("--model", "UGSCNN", "--setting", "Z"), "unknown setting 'Z'"),
+        (("--protocol", "{"), "--protocol is no JSON: Expecting property name"),
     ],
 )
 def test_bad_command_line_is_one_line(project, arguments, message):
