@@ -2,16 +2,19 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from bench.config import parse_protocol, planned_runs
+from bench.config import load_protocol, parse_protocol, planned_runs
 from bench.errors import RunError
 from bench.registry import models_of
 from bench.tables import COLUMNS, build_table, long, notes, read_claims, wide, write_tables
 from tests.conftest import tiny_protocol
 
+ROOT = Path(__file__).parents[2]
 VALUES = {0: 98.0, 1: 99.0, 2: 98.5}
 
 
@@ -61,6 +64,23 @@ def test_missing_diverged_and_foreign_runs_are_not_averaged(tmp_path, protocol):
     write_tables(protocol, tmp_path)
     text = (tmp_path / "tables/table1.md").read_text()
     assert "95.00 (1/3, 1 diverged)" in text and "no result (0/3)" in text
+
+
+def test_the_interval_of_a_percentage_ends_at_100(tmp_path, protocol):
+    for run, value in zip(runs_of(protocol, "UGSCNN", "N"), (98.0, 100.0), strict=False):
+        put(tmp_path, run, value=value)
+    found = long(build_table(protocol, "spherical_mnist", tmp_path)).set_index(["model", "setting"])
+    assert found.loc[("UGSCNN", "N/N"), "95 % interval"] == "86.29 to 100.00"  # 99 +- 12.706
+
+
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "results/recorded").glob("*/*.md")), ids=lambda p: f"{p.parent.name}"
+)
+def test_recorded_pages_carry_their_protocols_notice(page):
+    file = ROOT / "config" / f"{page.parent.name}.yaml"
+    notice = load_protocol(file).notice if file.exists() else ""
+    found = re.findall(r"^\*\*(.+)\*\*$", page.read_text(), re.MULTILINE)
+    assert found == ([notice] if notice else [])
 
 
 def test_files(tmp_path, protocol):
