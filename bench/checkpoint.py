@@ -33,6 +33,8 @@ class Progress:
     diverged: bool = False
     started: float = field(default_factory=time.time)
     history: list[dict[str, float]] = field(default_factory=list)
+    origins: list[dict[str, Any]] = field(default_factory=list)
+    """Code and machine of each stretch of the training, where they changed."""
 
 
 def save(

@@ -40,6 +40,9 @@ from data_prep.files import atomic_path, write_bytes, write_json
 
 log = logging.getLogger("bench")
 
+ORIGIN = ("git_commit", "git_dirty", "torch", "threads", "device", "cpu", "gpu", "precision")
+"""What may differ between the stretches of a run that was stopped, of its provenance."""
+
 
 class Interrupted(SystemExit):
     """A signal stopped the run after its checkpoint was written; exit status 128 + signal."""
@@ -83,6 +86,7 @@ def train(
         path.write_text(yaml.safe_dump(run.model_dump(), sort_keys=False))
     facts = provenance(run, device, task.facts)
     facts["precision"] = precision(device, run.train.amp)
+    _add_origin(facts, progress.origins)
 
     with (
         tracking.track(results, run.key, run.model_dump(), facts, enabled=track) as tracked,
@@ -272,6 +276,18 @@ def _finish(
 def _compact(values: np.ndarray) -> np.ndarray:
     """Class labels as bytes; anything else as it is."""
     return values.astype(np.uint8) if values.dtype.kind == "i" else values
+
+
+def _add_origin(facts: dict[str, Any], origins: list[dict[str, Any]]) -> None:
+    """Notes where this stretch of a run comes from, and in its provenance where those before it
+    came from, if that differs: a run has local changes if any of its stretches had."""
+    here = {key: facts[key] for key in ORIGIN}
+    if here not in origins[-1:]:
+        origins.append(here)
+    if len(origins) > 1:
+        facts["resumed_from"] = origins[:-1]
+        dirty = {origin["git_dirty"] for origin in origins}
+        facts["git_dirty"] = True if True in dirty else None if None in dirty else False
 
 
 def seed_everything(seed: int) -> None:

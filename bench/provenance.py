@@ -33,7 +33,7 @@ def provenance(run: RunConfig, device: torch.device, data: dict[str, Any]) -> di
         "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
         "packages": {d.name: d.version for d in sorted(metadata.distributions(), key=_name)},
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),

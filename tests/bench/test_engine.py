@@ -74,6 +74,34 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, tiny_data, monkeypat
         np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.mark.parametrize("changed", ["git_dirty", "threads", None])
+def test_provenance_tells_where_all_stretches_come_from(tmp_path, tiny_data, monkeypatch, changed):
+    """Local changes at the start are not forgotten when the rest comes from a clean commit."""
+    run, before = tiny_run(epochs=2), {"git_commit": "a", "git_dirty": False, "threads": 1}
+    after = dict(before)
+    if changed:
+        before[changed] = {"git_dirty": True, "threads": 2}[changed]
+        after["git_commit"] = "b"
+    real = engine.provenance
+    for stretch, steps in ((before, 3), (before, 5), (after, None)):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "provenance", lambda *a, s=stretch: real(*a) | s)
+            if steps:
+                stop_after(patch, steps)
+                with pytest.raises(Interrupted):
+                    train(run, tmp_path, tiny_data, CPU, track=False)
+            else:
+                train(run, tmp_path, tiny_data, CPU, track=False)
+    facts = json.loads((run_folder(tmp_path, run) / "provenance.json").read_text())
+    assert facts["git_commit"] == after["git_commit"]
+    assert facts["git_dirty"] == (changed == "git_dirty")
+    if changed:
+        (first,) = facts["resumed_from"]
+        assert first.items() >= before.items() and first["precision"] == facts["precision"]
+    else:
+        assert "resumed_from" not in facts
+
+
 def test_a_run_leaves_what_it_promises(tmp_path, tiny_data):
     run = tiny_run("UGSCNN")
     metrics = train(run, tmp_path, tiny_data, CPU, track=False)
