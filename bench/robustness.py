@@ -76,14 +76,13 @@ def write_robustness(
     protocol: ProtocolConfig, results: Path, data: Path, out: Path, digits: int, rotations: int
 ) -> list[Path]:
     """Write robustness.csv, .md and .png into `out`; returns the paths."""
+    facts = git_state() | hardware(torch.device("cpu"))  # before: code may be edited meanwhile
     found, source = certificates(protocol, results, data, digits, rotations)
-    made = origin(
-        f"python -m bench robustness --protocol {protocol.protocol} --digits {digits} "
-        f"--rotations {rotations}",
-        git_state() | hardware(torch.device("cpu")),
+    settings = f"--protocol {protocol.protocol} --digits {digits} --rotations {rotations}"
+    made = (
+        f"{origin(f'python -m bench robustness {settings}', facts)}. {digits} test digits "
+        f"({source}) and {digits} band-limited signals, {rotations} random rotations"
     )
-    made += f". {digits} test digits ({source}) and {digits} band-limited signals, "
-    made += f"{rotations} random rotations"
     paths = [out / f"robustness.{kind}" for kind in ("csv", "md", "png")]
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(paths[0]) as path:
