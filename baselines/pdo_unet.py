@@ -62,7 +62,7 @@ class PDOUNet(nn.Module):
         samples: int = 10,
     ) -> None:
         super().__init__()
-        widths = WIDTHS[:level] if widths is None else widths
+        widths = WIDTHS[: max(level, 1)] if widths is None else widths
         if level < len(widths) - 1:
             raise ValueError(f"level {level} is too coarse for {len(widths)} levels of layers")
         meshes = [Icosphere(level - k) for k in range(len(widths))]

@@ -26,6 +26,7 @@ from pdo.frames import default_frames
 from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
 from pdo.operators import CONJUGATE, SHIFTS, terms
+from pdo.precision import full_precision
 from pdo.sparse import SparseOperator
 from pdo.stencils import SMOOTHED, Stencil, StencilSpec, layer_stencils
 
@@ -74,8 +75,8 @@ class DirectPDOConv(nn.Module):
     Shapes: (V, N, C_in, B) -> (V, N, C_out, B); lifting: (V, 1, C_in, B) -> (V, N, C_out, B).
 
     Raises:
-        ValueError: if the interpolation has another name, there are no samples, or the input has
-            another shape.
+        ValueError: if the interpolation has another name, there are no samples, the stencil's
+            rings hold too few neighbours for its polynomial, or the input has another shape.
         TypeError: if the input is not in the layer's precision, float32 or float64.
 
     Source: Shen, Shen, Lin, Ma (AAAI 2021), layers Psi and Phi; the transport of fibres is ours.
@@ -111,13 +112,14 @@ class DirectPDOConv(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         input_samples, _, _, in_fields = self.weight.shape
         check_field(self, h, len(self.mesh), input_samples, in_fields, self.weight.dtype)
-        if self.smoothing is not None:
-            h = self.smoothing(h)[:, 0]
-        derivatives = self.derivatives(h)
-        # At output A the sample C = AB is differentiated with the weights of B = A^-1 C.
-        weight = torch.stack([self.weight.roll(a, 0) for a in range(self.samples)])
-        rotated = torch.einsum("acjoi,ajk->aokci", weight, self.chi)
-        return torch.einsum("aokci,vkcib->vaob", rotated, derivatives)
+        with full_precision(h):
+            if self.smoothing is not None:
+                h = self.smoothing(h)[:, 0]
+            derivatives = self.derivatives(h)
+            # At output A the sample C = AB is differentiated with the weights of B = A^-1 C.
+            weight = torch.stack([self.weight.roll(a, 0) for a in range(self.samples)])
+            rotated = torch.einsum("acjoi,ajk->aokci", weight, self.chi)
+            return torch.einsum("aokci,vkcib->vaob", rotated, derivatives)
 
 
 class TransportedStencil(nn.Module):

@@ -19,7 +19,7 @@ from pdo.frames import default_frames
 from pdo.local import Derivatives, FieldOperator, derive_and_mix
 from pdo.mesh import Icosphere
 from pdo.operators import derivative_matrix, derivative_rows, terms, transport_matrix
-from pdo.precision import compute_dtype
+from pdo.precision import compute_dtype, full_precision
 from pdo.stencils import (
     SMOOTHED,
     StencilSpec,
@@ -209,4 +209,5 @@ class InvariantReadout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_field(self, x, len(self.areas), "N", "C", self.areas.dtype)
-        return torch.einsum("v,vcb->bc", self.areas, x[:, 0])
+        with full_precision(x):
+            return torch.einsum("v,vcb->bc", self.areas, x[:, 0])

@@ -44,8 +44,8 @@ class PDOeS2CNN(nn.Module):
     Shapes: (batch, channels, V) -> (batch, classes), logits; V = 10 * 4**level + 2.
 
     Raises:
-        ValueError: if the stencil is unknown, the level is too coarse for the widths, `samples` is
-            below 2 orders + 1, or the input has another shape.
+        ValueError: if the stencil is unknown, the level is too coarse for the widths, orders are
+            below 0, `samples` is below 2 orders + 1, or the input has another shape.
         TypeError: if the input is not in the network's precision, float32 or float64.
 
     Source: Shen, Shen, Lin, Ma (AAAI 2021), Table 1; widths, stencil and read-out are ours.
@@ -99,9 +99,7 @@ class PDOeS2CNN(nn.Module):
 
     def invariants(self, x: Tensor) -> Tensor:
         """The pooled features, (batch, fields of the last layer)."""
-        features = self.features(self._as_field(x))
-        with full_precision(x):
-            return self.readout(features)
+        return self.readout(self.features(self._as_field(x)))
 
     def fields(self, x: Tensor) -> list[Tensor]:
         """The last field of each level, finest first, each (V, N, fields, batch)."""

@@ -7,13 +7,16 @@ from torch import Tensor
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What the large products of a layer are computed in: autocast's dtype where it is on.
+    """What the large products of a layer are computed in: autocast's dtype where it is on, but for
+    float64, which autocast leaves alone, as in torch.
 
     Raises:
         TypeError: if that is float16 on a CPU, which the kernels do not know.
     """
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+        return x.dtype
+    dtype = torch.get_autocast_dtype(kind)
     if kind == "cpu" and dtype == torch.float16:
         raise TypeError("on a CPU autocast in torch.bfloat16, not in torch.float16")
     return dtype

@@ -30,8 +30,8 @@ class Prediction(NamedTuple):
     """What a classifier says of B signals.
 
     classes: (B,) int64, the most probable class of each.
-    probabilities: (B, classes) float32, softmax of the logits; rows sum to 1. They are the
-        network's own and were not calibrated.
+    probabilities: (B, classes), softmax of the logits; rows sum to 1. They are the network's own
+        and were not calibrated.
     """
 
     classes: Tensor
@@ -81,8 +81,8 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, signals: Any) -> Prediction:
-        """Classes and their probabilities, in evaluation mode and in float32, some signals at a
-        time.
+        """Classes and their probabilities, in evaluation mode and in the precision of the
+        parameters, some signals at a time.
 
         Args:
             signals: (B, V) tensor or array, the value of each signal at each of `points`, in
@@ -98,13 +98,17 @@ class Classifier(nn.Module):
                 f"signals must be (batch, {vertices}), the vertices of icosphere level "
                 f"{self.mesh.level}, not {tuple(x.shape)}"
             )
-        x = x.float()
+        parameter = next(self.parameters())
+        x = x.to(parameter.dtype)
         if not bool(((x >= 0) & (x <= self.scale)).all()):  # a NaN fails as well
             raise ValueError(f"signals must be finite and in 0..{self.scale:g}")
-        was_training, device = self.training, next(self.parameters()).device
+        modes = {module: module.training for module in self.modules()}
         self.eval()
-        logits = [self(part.to(device)) for part in x.split(BATCH)]
-        self.train(was_training)
+        try:
+            logits = [self(part.to(parameter.device)) for part in x.split(BATCH)]
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
         probabilities = torch.cat(logits).softmax(dim=1)
         return Prediction(probabilities.argmax(dim=1), probabilities)
 

@@ -79,6 +79,11 @@ def test_one_label_a_point_at_the_published_level(network):
     assert out.shape == (1, 15, x.shape[2]) and torch.isfinite(out).all()
 
 
+def test_a_mesh_that_has_no_coarser_one_is_taken() -> None:
+    with torch.no_grad():
+        assert PDOUNet(0).eval()(torch.randn(2, 4, 12)).shape == (2, 15, 12)
+
+
 @pytest.mark.parametrize("network", [IcosahedralUNet, PDOUNet])
 def test_labels_turn_with_the_sphere(float64, network):
     """All 60 rotations of the icosahedron, exactly."""

@@ -19,10 +19,11 @@ from pdo.direct import (
     to_spectral,
     turn_matrices,
 )
-from pdo.frames import default_frames, turn_frames
+from pdo.frames import default_frames
 from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
 from pdo.stencils import GAUSSIAN, PAPER, SMOOTHED, fit_stencil
+from tests.pdo.gauges import turn_frames
 
 STENCILS = {"paper": PAPER, "gaussian": GAUSSIAN, "smoothed": SMOOTHED}
 

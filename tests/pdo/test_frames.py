@@ -10,9 +10,9 @@ from pdo.frames import (
     icosahedral_frames,
     icosahedral_rotations,
     transport_angles,
-    turn_frames,
 )
 from pdo.mesh import Icosphere, spherical_triangle_areas
+from tests.pdo.gauges import turn_frames
 
 
 def wrap(angle):

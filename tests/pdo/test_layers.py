@@ -11,13 +11,14 @@ from scipy.special import sph_harm_y
 from pdo import layers
 from pdo.activation import FieldNormReLU
 from pdo.direct import DirectPDOConv
-from pdo.frames import default_frames, east_north_frames, turn_frames
+from pdo.frames import default_frames, east_north_frames
 from pdo.layers import InvariantReadout, PDOConv, Pool, Unpool
 from pdo.mesh import Icosphere
 from pdo.networks import PDOeS2CNN
 from pdo.operators import derivative_matrix, terms, transport_matrix
 from pdo.sparse import SparseOperator
 from pdo.stencils import GAUSSIAN, PAPER, SMOOTHED, StencilSpec, fit_stencil, smoothing_stencil
+from tests.pdo.gauges import turn_frames
 
 MESH, COARSE = Icosphere(3), Icosphere(2)
 
@@ -228,10 +229,37 @@ def test_what_is_not_in_the_layers_precision_is_refused(name, dtype):
             layer.to(dtype)(torch.ones(size, dtype=dtype))
 
 
-def test_float16_is_refused_on_a_cpu_where_bfloat16_is_taken():
-    layer, x = PDOConv(COARSE, 3, 3, 2), torch.randn(len(COARSE), 5, 3, 2)
+@pytest.mark.parametrize("name", TAKERS)
+def test_autocast_leaves_float64_alone(name):
+    layer = TAKERS[name][0]()
+    size = (FIELD[0], 1, *FIELD[2:]) if name == "lifting" else FIELD
+    inputs = [torch.randn(size).requires_grad_(), *layer.parameters()]
+    want = layer(inputs[0])
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).dtype == torch.float64
+        found = layer(inputs[0])
+    torch.testing.assert_close(found, want, rtol=0, atol=0)
+    grad = torch.randn_like(want)
+    gradients = (torch.autograd.grad(out, inputs, grad) for out in (found, want))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_what_a_layer_passes_on_under_autocast_is_in_the_fields_precision(name):
+    torch.set_default_dtype(torch.float32)  # the fixture sets it back
+    layer = TAKERS[name][0]()
+    x = torch.randn((FIELD[0], 1, *FIELD[2:]) if name == "lifting" else FIELD)
+    want = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert found.dtype == torch.float32
+    error = (found - want).abs().max() / want.abs().max()
+    assert 0 < error < 0.02 if name in ("PDOConv", "lifting") else error == 0
+
+
+def test_float16_is_refused_on_a_cpu():
+    torch.set_default_dtype(torch.float32)
+    layer, x = PDOConv(COARSE, 3, 3, 2), torch.randn(len(COARSE), 5, 3, 2)
     with torch.autocast("cpu", torch.float16), pytest.raises(TypeError, match="bfloat16"):
         layer(x)
 

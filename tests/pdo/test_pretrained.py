@@ -1,7 +1,6 @@
 """Networks by name: what they need, what they refuse, and that they read digits."""
 
 import hashlib
-import json
 
 import numpy as np
 import pytest
@@ -34,7 +33,6 @@ def test_index_and_weights_agree():
         assert len(entry["commit"]) == 40 and entry["measured"]
         network = pdo.PDOeS2CNN(**entry["network"])
         assert sum(p.numel() for p in network.parameters()) == entry["parameters"]
-    assert json.loads((FOLDER / "index.json").read_text()) == index
 
 
 def test_digits_it_was_not_trained_on_upright_and_rotated(classifier):
@@ -55,13 +53,39 @@ def test_raw_signals_are_normalised_as_in_training(classifier):
     torch.testing.assert_close(classifier.predict(x.numpy().astype(np.uint8))[1], want)
 
 
-def test_predicting_leaves_the_mode_and_statistics_alone(classifier):
+def test_predicting_leaves_modes_and_statistics_alone(classifier, monkeypatch):
     before = {k: v.clone() for k, v in classifier.state_dict().items()}
-    classifier.train().predict(torch.zeros(1, 2562))
-    assert classifier.training
+    classifier.train()
+    classifier.network.head.eval()  # frozen, as for fine-tuning
+    modes = [module.training for module in classifier.modules()]
+    classifier.predict(torch.zeros(1, 2562))
+    assert [module.training for module in classifier.modules()] == modes
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(classifier.network, "forward", raising(MemoryError))
+        classifier.predict(torch.zeros(1, 2562))
+    assert [module.training for module in classifier.modules()] == modes
     classifier.eval()
     for key, value in classifier.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def raising(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
+def test_predicting_in_double_precision(classifier):
+    x = signals(classifier, np.eye(3)[None].repeat(30, axis=0))[:4]
+    want = classifier.predict(x).probabilities
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = pdo.load(NAME).double().predict(x).probabilities
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), want, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
