@@ -35,6 +35,7 @@ from bench.precision import autocast, precision
 from bench.provenance import peak_memory_gb, provenance
 from bench.registry import MODELS
 from bench.seeds import derive
+from bench.tables import read_metrics
 from bench.tasks import TASK_CLASSES
 from data_prep.files import atomic_path, write_bytes, write_json
 
@@ -61,15 +62,18 @@ def train(
     track: bool = True,
 ) -> dict[str, Any]:
     """Train, select on validation, test once, and write the run's folder; returns the metrics.
+    Those of a run that has finished under this configuration are returned as they are.
 
     Raises:
         RunError: if the data are missing or the checkpoint is of another configuration.
         Interrupted: on SIGINT or SIGTERM, with everything saved.
     """
     folder = results / "runs" / run.key
+    finished = read_metrics(results, run)
+    if finished is not None:
+        log.info("%s has finished: delete %s to train it again", run.key, folder)
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.json", "predictions.npz", "weights.safetensors"):
-        (folder / name).unlink(missing_ok=True)  # of another configuration, should this one diverge
     task = TASK_CLASSES[run.task](run, data)
     seed_everything(derive(run.base_seed, "initialisation", run.seed))
     model = _build(run)
@@ -82,6 +86,8 @@ def train(
     if saved.exists():
         progress, best = checkpoint.load(saved, run, model, optimizer)
         log.info("%s goes on at epoch %d, step %d", run.key, progress.epoch + 1, progress.step)
+    for name in ("metrics.json", "predictions.npz", "weights.safetensors"):
+        (folder / name).unlink(missing_ok=True)  # of another configuration, should this one diverge
     with atomic_path(folder / "config.yaml") as path:
         path.write_text(yaml.safe_dump(run.model_dump(), sort_keys=False))
     facts = provenance(run, device, task.facts)

@@ -171,6 +171,27 @@ def test_a_run_that_diverges_keeps_nothing_of_the_one_before(tmp_path, tiny_data
     assert not (folder / "predictions.npz").exists()
 
 
+def everything_in(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, tiny_data):
+    metrics = train(tiny_run(), tmp_path, tiny_data, CPU, track=False)
+    folder = run_folder(tmp_path, tiny_run())
+    before = everything_in(folder)
+    assert train(tiny_run(), tmp_path, tmp_path / "gone", CPU, track=False) == metrics
+    assert everything_in(folder) == before
+
+
+def test_a_run_that_cannot_start_leaves_the_results_before_it(tmp_path, tiny_data):
+    train(tiny_run(), tmp_path, tiny_data, CPU, track=False)
+    folder = run_folder(tmp_path, tiny_run())
+    before = everything_in(folder)
+    with pytest.raises(RunError, match="no prepared data"):
+        train(tiny_run(epochs=3), tmp_path, tmp_path / "gone", CPU, track=False)
+    assert everything_in(folder) == before
+
+
 def test_checkpoint_of_another_configuration(tmp_path, tiny_data, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 2)

@@ -1,12 +1,13 @@
 """Spherical MNIST as the engine sees it."""
 
 import numpy as np
+import pytest
 import torch
 
 from bench.config import parse_protocol, planned_runs
 from bench.seeds import derive
 from bench.tasks import MNIST_MEAN, MNIST_STD, SphericalMNIST
-from tests.conftest import tiny_protocol, tiny_run
+from tests.conftest import N_TRAIN, tiny_protocol, tiny_run
 
 
 def test_settings_differ_in_the_signals_not_in_the_split(tiny_data):
@@ -53,14 +54,32 @@ def test_score_is_accuracy(tiny_data):
     assert task.score(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 4])) == {"accuracy_percent": 75.0}
 
 
-def test_subsets_are_drawn_once_for_all_models_and_seeds(tiny_data):
-    """Fewer digits than the prepared set has: the same for every run, stratified, disjoint."""
-    prepared = tiny_run().data
+@pytest.mark.parametrize("n_train", [N_TRAIN, N_TRAIN // 2])
+def test_subsets_are_drawn_once_for_all_models_and_seeds(tiny_data, tmp_path, n_train):
+    """Of all digits that are prepared, or of half of them: the same for every run, stratified,
+    disjoint."""
     tree = tiny_protocol(seeds=2)
-    runs = planned_runs(parse_protocol(tree))
-    tasks = [SphericalMNIST(run, tiny_data) for run in runs if run.setting == "N"]
-    assert all(t.facts["split_sha256"] == tasks[0].facts["split_sha256"] for t in tasks)
-    assert tasks[0].size("train") + tasks[0].size("validation") == prepared.n_train
+    data = tree["tasks"]["spherical_mnist"]["data"]
+    data["n_train"] = n_train
+    runs = [run for run in planned_runs(parse_protocol(tree)) if run.setting in ("N", "R")]
+    for grid in ("icosphere3-equator", "latlon15"):
+        folder = tmp_path / runs[0].data.folder(grid)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(tiny_data / tiny_run().data.folder(grid))
+    tasks = [SphericalMNIST(run, tmp_path) for run in runs]
+    assert len({run.model for run in runs}) == 8 and len({run.seed for run in runs}) == 2
+    for name in ("train", "validation"):
+        assert len({task.sets[name][2].tobytes() for task in tasks}) == 1
+    train, validation = (tasks[0].sets[name] for name in ("train", "validation"))
+    assert len(validation[2]) == n_train // 10 and len(train[2]) == n_train - n_train // 10
+    assert not set(train[2]) & set(validation[2])
+    split = np.load(folder / "split.npz")
+    for name, (_, labels, chosen) in (("train", train), ("validation", validation)):
+        prepared = split[name]
+        assert set(chosen) <= set(prepared)
+        share = np.bincount(labels[prepared], minlength=10) / len(prepared)
+        counts = np.bincount(labels[chosen], minlength=10)
+        assert np.abs(counts - share * len(chosen)).max() < 1
 
 
 def test_seeds_differ_by_purpose_and_are_stable():
