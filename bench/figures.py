@@ -139,7 +139,7 @@ def cost(runs: list[RunConfig], results: Path, colour: Colours) -> Figure:
     for run in runs:
         folder = results / "runs" / run.key
         facts = json.loads((folder / "provenance.json").read_text())
-        machines.add(facts["gpu"] if facts["device"] == "cuda" else facts["cpu"])
+        machines.add(facts["gpu"] or facts["cpu"])
         rows.append(
             {
                 "model": run.model,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bench import tracking
 from bench.config import ProtocolConfig, RunConfig, planned_runs
@@ -22,14 +25,15 @@ def keeps_weights(run: RunConfig) -> bool:
 
 
 def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
-    """Copy the finished runs of a protocol, as far as they have got, and its tables.
+    """Copy the finished runs of a protocol, as far as they have got, to those that are recorded
+    already, and make the tables of all of them; returns the folders of the runs copied.
 
     Raises:
-        RunError: if a run does not come from a clean commit, or none has finished.
+        RunError: if a run does not come from a clean commit, or none is finished or recorded.
     """
     target = results / "recorded" / protocol.protocol
     runs = [run for run in planned_runs(protocol) if read_metrics(results, run) is not None]
-    if not runs:
+    if not runs and not (target / "runs").is_dir():
         raise RunError(f"no finished run of protocol {protocol.protocol}: run `snakemake` first")
     for run in runs:
         source = results / "runs" / run.key
@@ -47,6 +51,17 @@ def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
             if source.exists():
                 shutil.copy2(source, folder / name)
         folders.append(folder)
-    for path in write_tables(protocol, results):
-        shutil.copy2(path, target / path.name)
+    tasks = {task: one for task, one in protocol.tasks.items() if (target / "runs" / task).is_dir()}
+    with recorded_runs(results, protocol.protocol) as kept:
+        write_tables(protocol.model_copy(update={"tasks": tasks}), kept, out=target)
     return folders
+
+
+@contextmanager
+def recorded_runs(results: Path, protocol: str) -> Iterator[Path]:
+    """A folder of results that holds the recorded runs of a protocol."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "runs").mkdir()
+        source = (results / "recorded" / protocol / "runs").resolve()
+        (Path(folder) / "runs" / protocol).symlink_to(source)
+        yield Path(folder)

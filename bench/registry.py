@@ -37,7 +37,6 @@ class TaskEntry:
     columns: the table's settings (what is trained on/tested on, or one name for both), and of each
         the training settings whose runs it is the mean of.
     metrics: what the table shows; validation selects by the first.
-    averaged_over: what differs between the runs of a column.
     rotated: two columns of the same runs, tested on upright and on rotated samples.
     labels: names of the classes, where they are not their numbers.
     """
@@ -47,7 +46,6 @@ class TaskEntry:
     columns: dict[str, tuple[str, ...]]
     metrics: tuple[str, ...]
     higher_is_better: bool = True
-    averaged_over: str = "seeds"
     rotated: tuple[str, str] | None = None
     labels: tuple[str, ...] = ()
 
@@ -90,7 +88,6 @@ def _segmentation(table: str) -> TaskEntry:
         settings=AREA_FOLDS,
         columns={"3-fold": AREA_FOLDS, "3-fold rotated": AREA_FOLDS},
         metrics=("mean_iou_percent", "mean_accuracy_percent"),
-        averaged_over="folds and seeds",
         rotated=("3-fold", "3-fold rotated"),
         labels=LABELS,
     )
@@ -110,7 +107,6 @@ TASKS: dict[str, TaskEntry] = {
         columns={"5-fold": FOLDS},
         metrics=("rmse_kcal_per_mol",),
         higher_is_better=False,
-        averaged_over="folds and seeds",
     ),
     "stanford_2d3ds": _segmentation("2"),
     "synthetic_rooms": _segmentation("2s"),

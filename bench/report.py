@@ -74,8 +74,9 @@ def _section(
     """A table as in results/tables, and its figures."""
     empty = "data not available" if tried else "no result"
     table = tables.build_table(protocol, task, results, empty)
-    details = tables.by_setting(protocol, task, results)
-    frames = (tables.wide(table), tables.long(table), details)
+    details = (tables.by_setting, tables.origins)
+    frames = [tables.wide(table), tables.long(table)]
+    frames += [detail(protocol, task, results) for detail in details]
     entry = TASKS[task]
     return {
         "id": task,
@@ -161,13 +162,21 @@ def _recorded(folder: Path) -> list[dict[str, Any]]:
     """What stands in results/recorded: tables, pictures, and what their pages say in bold."""
     parts: list[dict[str, Any]] = []
     for one in sorted(path for path in folder.glob("*") if path.is_dir()):
-        shown, notices = {}, []
+        shown, notices = [], []
         for path in sorted(one.glob("table*.csv")):
-            frame = pd.read_csv(path).astype({"params_claim": "Int64", "params_measured": "Int64"})
+            frame = pd.read_csv(path, dtype={"note": object, "only": object})
+            frame = frame.fillna({"note": "", "only": ""})
+            counts = {"params_claim": "Int64", "params_measured": "Int64"}
+            frame = frame.astype(counts).assign(empty="no result")
             measured = frame[frame.groupby("model")["n_seeds"].transform("max") > 0]
             if len(measured):
-                told = measured.assign(diverged=0, note="", empty="no result")
-                shown[f"Table {path.stem.removeprefix('table')}"] = _html(tables.wide(told))
+                shown.append(
+                    {
+                        "title": f"Table {path.stem.removeprefix('table')}",
+                        "html": _html(tables.wide(measured)),
+                        "notes": tables.notes(measured),
+                    }
+                )
         for page in sorted(one.glob("table*.md")):
             notices += re.findall(r"^\*\*(.+)\*\*$", page.read_text(), re.MULTILINE)
         images = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,13 @@ COLUMNS = [
     "params_claim",
     "params_measured",
     "protocol",
+    "diverged",
+    "only",
+    "note",
 ]
+"""Of a table's .csv. `n_seeds` counts runs that finished, `diverged` those that did not; `only`
+names the settings (folds) measured so far, where that are not all of the column's; `note` is what a
+reader must know of the claim."""
 
 NOT_CLAIMED = "not claimed"
 
@@ -87,13 +95,8 @@ def finished_runs(protocol: ProtocolConfig, task: str, results: Path) -> list[Ru
 def build_table(
     protocol: ProtocolConfig, task: str, results: Path, empty: str = "no result"
 ) -> pd.DataFrame:
-    """COLUMNS, `diverged` (a count), `note` (of the claim) and `empty` (why there may be no
-    measurement), one row for each model, and setting and metric of the table that it has.
-
-    measured_std is the sample standard deviation over the runs of the column (seeds; of QM7 folds
-    and seeds); ci95_half_width that of the two-sided 95 % t-interval of the mean,
-    t_{0.975, n-1} s / sqrt(n). Both need two runs.
-    """
+    """COLUMNS and `empty` (why there may be no measurement), one row for each model, and setting
+    and metric of the table that it has. For the statistics see `summarise`."""
     entry, claims = TASKS[task], read_claims()
     claims = claims[claims["task"] == task].set_index(["model", "metric", "setting"])
     runs = [run for run in planned_runs(protocol) if run.task == task]
@@ -103,9 +106,14 @@ def build_table(
             mine = [r for r in runs if r.model == model and r.setting in settings]
             if not mine:
                 continue
-            found = [m for m in (read_metrics(results, run) for run in mine) if m is not None]
+            ended = [(run.setting, read_metrics(results, run)) for run in mine]
+            found = [(setting, m) for setting, m in ended if m is not None]
             for metric in entry.metrics:
-                values = [m["test"][column][metric] for m in found if m["status"] == "finished"]
+                values = [
+                    (setting, m["test"][column][metric])
+                    for setting, m in found
+                    if m["status"] == "finished"
+                ]
                 key = (model, metric, column)
                 claim = claims.loc[key] if key in claims.index else None
                 rows.append(
@@ -115,17 +123,17 @@ def build_table(
                         "metric": metric,
                         "claim_mean": math.nan if claim is None else claim["mean"],
                         "claim_std": math.nan if claim is None else claim["std"],
-                        **summarise(values),
+                        **summarise(values, settings),
                         "n_planned": len(mine),
                         "params_claim": _params_claim(claims, model),
-                        "params_measured": found[0]["parameters"] if found else None,
+                        "params_measured": found[0][1]["parameters"] if found else None,
                         "protocol": protocol.protocol,
-                        "diverged": sum(m["status"] == "diverged" for m in found),
+                        "diverged": sum(m["status"] == "diverged" for _, m in found),
                         "note": "" if claim is None else claim["note"],
                         "empty": empty,
                     }
                 )
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "diverged", "note", "empty"])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "empty"])
     for name in ("params_claim", "params_measured"):
         table[name] = table[name].astype("Int64")
     return table
@@ -133,7 +141,7 @@ def build_table(
 
 def by_setting(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
     """All metrics of each training setting (fold) in each column that is the mean of several, mean
-    over its seeds, as text; empty where there is no such column."""
+    ± sample standard deviation over its seeds, as text; empty where there is no such column."""
     columns = {c: s for c, s in TASKS[task].columns.items() if len(s) > 1}
     rows = []
     for run in planned_runs(protocol):
@@ -145,30 +153,72 @@ def by_setting(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFra
     if not rows:
         return pd.DataFrame()
     groups = pd.DataFrame(rows).groupby(["model", "setting", "column"], sort=False)
-    frame = groups.mean().map("{:.2f}".format)
+    mean, std = groups.mean(), groups.std(ddof=1)
+    frame = pd.DataFrame({k: map(_plus_minus, mean[k], std[k]) for k in mean}, index=mean.index)
     return frame.assign(runs=groups.size()).reset_index()
 
 
-def summarise(values: list[float]) -> dict[str, float]:
-    """Mean, sample standard deviation, number and 95 % half-width of a measurement."""
-    sample = pd.Series(values, dtype=float)
+def origins(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
+    """Which processors, precisions and commits the runs of each model that have ended come from, as
+    text. Columns of the tables pool the lines of a model."""
+    rows = []
+    runs = [run for run in planned_runs(protocol) if run.task == task]
+    models = list(dict.fromkeys(run.model for run in runs))
+    for run in sorted(runs, key=lambda run: models.index(run.model)):
+        if read_metrics(results, run) is None:
+            continue
+        facts = json.loads((results / "runs" / run.key / "provenance.json").read_text())
+        stretches = [*facts.get("resumed_from", []), facts]
+        rows.append(
+            {
+                "model": run.model,
+                "processor": facts["gpu"] or facts["cpu"],
+                "precision": facts["precision"],
+                "commit": [str(stretch["git_commit"])[:7] for stretch in stretches],
+            }
+        )
+    if not rows:
+        return pd.DataFrame()
+    groups = pd.DataFrame(rows).groupby(["model", "processor", "precision"], sort=False)["commit"]
+    commits = groups.agg(lambda lists: ", ".join(dict.fromkeys(c for some in lists for c in some)))
+    return pd.DataFrame({"runs": groups.size(), "commits": commits}).reset_index()
+
+
+def summarise(values: list[tuple[str, float]], settings: Sequence[str]) -> dict[str, Any]:
+    """Statistics of a column that is the mean over `settings`, of runs as (setting, value).
+
+    Mean and sample standard deviation s are over runs (seeds) where there is one setting; where
+    there are several (folds), over these, each the mean of its seeds: seeds of one fold are not
+    independent measurements of the column. ci95_half_width is that of the two-sided 95 %
+    t-interval of the mean, t_{0.975, n-1} s / sqrt(n), if all settings have been measured.
+    """
+    runs = pd.DataFrame(values, columns=["setting", "value"]).astype({"value": float})
+    folds = runs.groupby("setting")["value"].mean()
+    sample = folds if len(settings) > 1 else runs["value"]
     n, std = len(sample), sample.std(ddof=1)
-    half = stats.t.ppf(0.975, n - 1) * std / math.sqrt(n) if n > 1 else math.nan
+    whole = len(folds) == len(settings)
+    half = stats.t.ppf(0.975, n - 1) * std / math.sqrt(n) if whole and n > 1 else math.nan
     return {
         "measured_mean": round(sample.mean(), 4),
         "measured_std": round(std, 4),
-        "n_seeds": n,
+        "n_seeds": len(runs),
         "ci95_half_width": round(half, 4),
+        "only": "" if whole else ", ".join(folds.index),
     }
 
 
 def write_tables(
-    protocol: ProtocolConfig, results: Path, unavailable: dict[str, list[str]] | None = None
+    protocol: ProtocolConfig,
+    results: Path,
+    unavailable: dict[str, list[str]] | None = None,
+    out: Path | None = None,
 ) -> list[Path]:
-    """Write results/tables/table<k>.csv, .md, .tex and .html of every task; returns the paths.
+    """Write table<k>.csv, .md, .tex and .html of every task into `out`, results/tables unless
+    given; returns the paths.
 
     unavailable: by task, why its data could not be had, one line for each source tried.
     """
+    out = out or results / "tables"
     written = []
     for task in protocol.tasks:
         tried = (unavailable or {}).get(task, [])
@@ -176,8 +226,8 @@ def write_tables(
         notices = [protocol.notice] if protocol.notice else []
         if tried:
             notices.append(f"DATA NOT AVAILABLE. Sources tried: {'; '.join(tried)}.")
-        details = by_setting(protocol, task, results)
-        stem = results / "tables" / f"table{TASKS[task].table}"
+        details = [by_setting(protocol, task, results), origins(protocol, task, results)]
+        stem = out / f"table{TASKS[task].table}"
         stem.parent.mkdir(parents=True, exist_ok=True)
         texts = {
             ".csv": table[COLUMNS].to_csv(index=False, lineterminator="\n"),
@@ -255,12 +305,12 @@ def markdown(
     protocol: ProtocolConfig,
     task: str,
     table: pd.DataFrame,
-    details: pd.DataFrame,
+    details: list[pd.DataFrame],
     notices: list[str],
 ) -> str:
     frames = [
         frame.to_markdown(index=False, disable_numparse=True)
-        for frame in (wide(table), long(table), details)
+        for frame in (wide(table), long(table), *details)
         if len(frame)
     ]
     parts = [_title(protocol, task), *(f"**{notice}**" for notice in notices)]
@@ -270,21 +320,27 @@ def markdown(
 
 
 def latex(protocol: ProtocolConfig, task: str, table: pd.DataFrame, notices: list[str]) -> str:
-    frame = wide(table).map(lambda text: text.replace("±", r"$\pm$"))
-    style = frame.style.hide(axis="index")
-    body = style.to_latex(hrules=True).replace("%", r"\%").replace("_", r"\_")
-    head = f"% {_title(protocol, task)}\n% {' '.join(notices)}\n% {command(protocol)}\n"
-    return head + body + "".join(f"\n[{k}] {note}\n" for k, note in enumerate(notes(table), 1))
+    style = wide(table).style.hide(axis="index").format(_tex).format_index(_tex, axis=1)
+    body = style.to_latex(hrules=True)
+    told = [*notices, meaning(task), *(f"[{k}] {note}" for k, note in enumerate(notes(table), 1))]
+    head = f"% {_title(protocol, task)}\n% {command(protocol)}\n"
+    return head + body + "".join(f"\n{_tex(text)}\n" for text in told)
+
+
+def _tex(text: str) -> str:
+    """Text as LaTeX shows it."""
+    escaped = re.sub(r"([%_&#$])", r"\\\1", text)
+    return escaped.replace("±", r"$\pm$")
 
 
 def html(
     protocol: ProtocolConfig,
     task: str,
     table: pd.DataFrame,
-    details: pd.DataFrame,
+    details: list[pd.DataFrame],
     notices: list[str],
 ) -> str:
-    frames = (wide(table), long(table), details)
+    frames = (wide(table), long(table), *details)
     return _PAGE.render(
         title=_title(protocol, task),
         notices=notices,
@@ -327,8 +383,12 @@ def _title(protocol: ProtocolConfig, task: str) -> str:
 
 def meaning(task: str) -> str:
     """What a cell of the task's table is."""
-    over = TASKS[task].averaged_over
-    return f"Mean ± sample standard deviation over {over} ({over} found/planned)."
+    if all(len(settings) == 1 for settings in TASKS[task].columns.values()):
+        return "Mean ± sample standard deviation over seeds (seeds found/planned)."
+    return (
+        "Mean ± sample standard deviation over folds, each the mean of its seeds (runs "
+        "found/planned; the folds, if some are missing)."
+    )
 
 
 def _params_claim(claims: pd.DataFrame, model: str) -> int | None:
@@ -364,7 +424,7 @@ def _seeds(row: Any) -> str:
 
 def _measured(row: Any) -> str:
     text = _plus_minus(row.measured_mean, row.measured_std) or row.empty
-    return f"{text} ({_seeds(row)})"
+    return f"{text} ({_seeds(row)}{f'; {row.only}' if row.only else ''})"
 
 
 def _interval(row: Any) -> str:
@@ -375,6 +435,8 @@ def _interval(row: Any) -> str:
 
 
 def _difference(row: Any, notes: list[str]) -> str:
-    """With the claim's note, which may say that other data were measured."""
+    """With the claim's note, which may say that other data were measured. None where folds are
+    missing: the claim is the mean over all."""
     difference = row.measured_mean - row.claim_mean
-    return "" if pd.isna(difference) else f"{difference:+.2f}{_mark(row, notes)}"
+    missing = pd.isna(difference) or row.only
+    return "" if missing else f"{difference:+.2f}{_mark(row, notes)}"

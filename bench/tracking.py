@@ -111,13 +111,14 @@ def sync(results: Path) -> int:
     """Bring MLflow to agree with the files of all finished runs; returns how many runs changed.
 
     Missing experiments, runs, epochs, tags and artifacts are added, runs left RUNNING are closed,
-    and mean, sample std and number of seeds stand on the parents. A second call changes nothing.
+    and mean, sample std and number of seeds stand on the parents; of seeds that differ in more
+    than their number, those configured as the newest. A second call changes nothing.
     Runs without metrics.json (still training) and runs whose files are gone are left alone.
     Raises: ValueError naming a run that cannot be read; MLflow's own errors.
     """
     results, changed = Path(results), 0
     client = open_store(results)
-    seeds: dict[str, list[tuple[str, dict]]] = defaultdict(list)
+    seeds: dict[str, list[tuple[float, str, dict, dict]]] = defaultdict(list)
     for folder in sorted(path.parent for path in results.glob("runs/*/*/*/*/seed*/metrics.json")):
         key = folder.relative_to(results / "runs").as_posix()
         try:
@@ -139,8 +140,12 @@ def sync(results: Path) -> int:
         uploaded = stored.upload([path for name in RUN_FILES if (path := folder / name).exists()])
         changed += stored.close(_status(final), end) or logged or uploaded
         parent, setting, _ = key.rsplit("/", 2)
-        seeds[parent].append((setting, final))
-    for parent, finals in seeds.items():
+        but_seed = {name: value for name, value in params.items() if name != "seed"}
+        seeds[parent].append((written, setting, but_seed, final))
+    for parent, runs in seeds.items():
+        by_date = sorted(runs, key=lambda run: run[0])
+        newest = {setting: config for _, setting, config, _ in by_date}
+        finals = [(at, final) for _, at, config, final in runs if config == newest[at]]
         changed += find_or_create(client, results, parent).write(_over_seeds(finals))
     for task, entry in TASKS.items():
         name = f"table{entry.table}"

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -10,27 +11,44 @@ import pytest
 
 from bench.config import load_protocol, parse_protocol, planned_runs
 from bench.errors import RunError
-from bench.registry import models_of
-from bench.tables import COLUMNS, build_table, long, notes, read_claims, wide, write_tables
+from bench.record import record
+from bench.registry import TASKS, models_of
+from bench.tables import (
+    COLUMNS,
+    build_table,
+    by_setting,
+    long,
+    notes,
+    origins,
+    read_claims,
+    wide,
+    write_tables,
+)
 from tests.conftest import tiny_protocol
 
 ROOT = Path(__file__).parents[2]
 VALUES = {0: 98.0, 1: 99.0, 2: 98.5}
 
 
-def put(results, run, status="finished", value=98.0, config_hash=None):
+FACTS = {"cpu": "abacus", "gpu": None, "precision": "float32"}
+FACTS |= {"git_commit": 40 * "a", "git_dirty": False}
+
+
+def put(results, run, status="finished", value=98.0, config_hash=None, **facts):
     folder = results / "runs" / run.key
     folder.mkdir(parents=True, exist_ok=True)
-    columns = {"N": ("N/N", "N/R"), "R": ("R/R",), "Omni": ("Omni",)}[run.setting]
-    test = {c: {"accuracy_percent": value} for c in columns} if status == "finished" else {}
+    task = TASKS[run.task]
+    columns = [c for c, settings in task.columns.items() if run.setting in settings]
+    test = {c: dict.fromkeys(task.metrics, value) for c in columns} if status == "finished" else {}
     metrics = {"status": status, "parameters": 61658, "test": test}
     metrics["config_hash"] = config_hash or run.hash
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "provenance.json").write_text(json.dumps(FACTS | facts))
 
 
 @pytest.fixture
 def protocol():
-    return parse_protocol(tiny_protocol(seeds=3, notice="LOUD NOTICE"))
+    return parse_protocol(tiny_protocol(seeds=3, notice="LOUD NOTICE, 5 % of A_B"))
 
 
 def runs_of(protocol, model, setting):
@@ -50,6 +68,63 @@ def test_statistics(tmp_path, protocol):
     assert (cell.n_seeds, cell.n_planned) == (3, 3)
     assert cell.claim_mean == 35.60 and cell.params_claim == 62_000
     assert cell.params_measured == 61_658
+
+
+@pytest.fixture
+def folds():
+    tree = tiny_protocol(seeds=2)
+    tree["tasks"] = {"qm7": {"data": {"source": "synthetic"}, "models": ["MLP-random-CM"]}}
+    protocol = parse_protocol(tree)
+    return protocol, [r for r in planned_runs(protocol) if r.task == "qm7"]
+
+
+def test_statistics_of_folds_are_over_folds(tmp_path, folds):
+    """Means over seeds are 4, 5, 6, 7, 8; that their seeds differ, or fold 0 has one seed only,
+    changes nothing."""
+    protocol, runs = folds
+    for run in runs:
+        fold = int(run.setting[-1])
+        if (fold, run.seed) != (0, 1):
+            put(tmp_path, run, value=4.0 + fold + (0.5 if fold else 0.0) * (-1) ** run.seed)
+    cell = build_table(protocol, "qm7", tmp_path).iloc[0]
+    assert (cell.measured_mean, cell.n_seeds, cell.n_planned, cell.only) == (6.0, 9, 10, "")
+    assert cell.measured_std == pytest.approx(math.sqrt(2.5), abs=1e-4)
+    half = 2.776445 * math.sqrt(2.5) / math.sqrt(5)
+    assert cell.ci95_half_width == pytest.approx(half, abs=1e-4)
+    detail = by_setting(protocol, "qm7", tmp_path)
+    assert list(detail["rmse_kcal_per_mol"][:2]) == ["4.00", "5.00 ± 0.71"]
+    assert list(detail["runs"]) == [1, 2, 2, 2, 2]
+
+
+def test_some_folds_are_no_measurement_of_the_claim(tmp_path, folds):
+    protocol, runs = folds
+    for run in runs:
+        if run.setting in ("fold1", "fold3"):
+            put(tmp_path, run, value=5.0 + int(run.setting[-1]))
+    table = build_table(protocol, "qm7", tmp_path)
+    assert table.iloc[0].only == "fold1, fold3" and math.isnan(table.iloc[0].ci95_half_width)
+    assert wide(table).loc[0, "5-fold ours"] == "7.00 ± 1.41 (4/10; fold1, fold3)"
+    assert list(long(table).loc[0, ["95 % interval", "ours - claim"]]) == ["", ""]
+
+
+def test_where_runs_come_from(tmp_path, protocol):
+    first, second, third = runs_of(protocol, "UGSCNN", "N")
+    put(tmp_path, first)
+    put(tmp_path, second, precision="bfloat16", resumed_from=[{"git_commit": 40 * "b"}])
+    put(tmp_path, third, git_commit=40 * "c")
+    put(tmp_path, runs_of(protocol, "S2CNN", "N")[0], gpu="gamma", status="diverged")
+    found = origins(protocol, "spherical_mnist", tmp_path)
+    assert found.set_index(["model", "processor", "precision"])[["runs", "commits"]].T.to_dict(
+        "list"
+    ) == {
+        ("UGSCNN", "abacus", "float32"): [2, "aaaaaaa, ccccccc"],
+        ("UGSCNN", "abacus", "bfloat16"): [1, "bbbbbbb, aaaaaaa"],
+        ("S2CNN", "gamma", "float32"): [1, "aaaaaaa"],
+    }
+    write_tables(protocol, tmp_path)
+    for suffix in ("md", "html"):
+        text = (tmp_path / f"tables/table1.{suffix}").read_text()
+        assert "abacus" in text and "aaaaaaa, ccccccc" in text
 
 
 def test_missing_diverged_and_foreign_runs_are_not_averaged(tmp_path, protocol):
@@ -83,6 +158,43 @@ def test_recorded_pages_carry_their_protocols_notice(page):
     assert found == ([notice] if notice else [])
 
 
+@pytest.mark.parametrize(
+    "folder",
+    sorted(path.parent for path in (ROOT / "results/recorded").glob("*/runs")),
+    ids=lambda folder: folder.name,
+)
+def test_recorded_tables_are_those_of_the_recorded_runs(tmp_path, folder):
+    (tmp_path / "recorded").mkdir()
+    shutil.copytree(folder, tmp_path / "recorded" / folder.name)
+    tables = tmp_path / "recorded" / folder.name
+    before = {path.name: path.read_text() for path in tables.glob("table*")}
+    for path in tables.glob("table*"):
+        path.unlink()
+    record(load_protocol(ROOT / "config" / f"{folder.name}.yaml"), tmp_path)
+    assert {path.name: path.read_text() for path in tables.glob("table*")} == before
+
+
+def test_recording_adds_to_what_is_recorded(tmp_path, protocol):
+    first, second, third = runs_of(protocol, "UGSCNN", "N")
+    with pytest.raises(RunError, match="no finished run of protocol tiny"):
+        record(protocol, tmp_path)
+    for run, value in ((first, 98.0), (second, 99.0)):
+        put(tmp_path, run, value=value)
+        assert len(record(protocol, tmp_path)) == 1
+        shutil.rmtree(tmp_path / "runs")
+    table = tmp_path / "recorded/tiny/table1.csv"
+    cell = row(pd.read_csv(table), "UGSCNN", "N/N")
+    assert (cell.measured_mean, cell.n_seeds, cell.n_planned) == (98.5, 2, 3)
+    before = table.read_text()
+    assert record(protocol, tmp_path) == [] and table.read_text() == before
+    put(tmp_path, first, value=10.0)
+    put(tmp_path, third, git_dirty=True)
+    with pytest.raises(RunError, match="seed2 does not come from a clean commit"):
+        record(protocol, tmp_path)
+    assert table.read_text() == before
+    assert not list((tmp_path / "recorded").glob("*/runs/*/*/*/seed2"))
+
+
 def test_files(tmp_path, protocol):
     for run in planned_runs(protocol):
         put(tmp_path, run, value=96.4)
@@ -97,7 +209,9 @@ def test_files(tmp_path, protocol):
         assert "LOUD NOTICE" in text and "96.40" in text and "UGSCNN" in text
         assert "snakemake --cores 8 all --config protocol=tiny" in text
     tex = (tmp_path / "tables/table1.tex").read_text()
-    assert r"\begin{tabular}" in tex and "±" not in tex
+    shown = "\n".join(line for line in tex.splitlines() if not line.startswith("%"))
+    assert r"\begin{tabular}" in shown and "±" not in shown
+    assert "LOUD NOTICE, 5 \\% of A\\_B" in shown and "standard deviation over seeds" in shown
 
 
 def test_claims_are_all_read():

@@ -240,7 +240,7 @@ def test_stopped_and_resumed_equals_never_stopped(data, tmp_path, monkeypatch):
 def test_where_the_data_cannot_be_had_the_table_says_so(tmp_path):
     tried = ["PDO_DATA_MIRROR is not set", "https://example.org/qm7.mat: no connection"]
     for path in write_tables(protocol(), tmp_path, {"qm7": tried}):
-        text = path.read_text()
+        text = path.read_text().replace(r"\_", "_")
         if path.suffix != ".csv":
             assert all(source in text for source in tried) and "DATA NOT AVAILABLE" in text
             assert "data not available (0/10)" in text and "no result" not in text

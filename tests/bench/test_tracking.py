@@ -334,7 +334,9 @@ def test_sync_follows_the_files_when_a_run_was_trained_anew(tmp_path):
     assert content(tmp_path)[KEY]["params"]["epochs"] == "2"
     assert content(tmp_path)[other] == before[other]
     model = client_of(tmp_path).search_runs(["1"], "tags.kind = 'parent'")[0]
-    assert model.data.metrics["N_R/test/N_R/accuracy_percent/mean"] == 96.0  # the latest counts
+    # the latest counts, and of its seeds those of the same configuration: not the other one's 97
+    assert model.data.metrics["N_R/test/N_R/accuracy_percent/mean"] == 95.0
+    assert model.data.metrics["N_R/seeds"] == 1
     assert sync(tmp_path) == 0
 
 
