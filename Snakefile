@@ -5,6 +5,7 @@ from snakemake.utils import min_version, validate
 min_version("9.19")
 
 
+# The Dockerfile's base, without our dependencies: to run in a container build that (docs/scaling.md).
 container: "docker://python:3.11-slim"
 
 

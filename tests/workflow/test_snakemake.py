@@ -137,6 +137,14 @@ def test_editing_code_or_comments_retrains_nothing(finished):
     assert "Nothing to be done" in project.snakemake("all", "-n").stdout
 
 
+def test_switching_tracking_retrains_nothing(finished):
+    project, _ = finished
+    planned = jobs(
+        project.snakemake("all", "-n", config=("protocol=test", "tracking=false")).stdout
+    )
+    assert planned and "train" not in planned
+
+
 def test_a_changed_config_reruns_its_runs_only(finished):
     project, _ = finished
     planned = jobs(project.snakemake("all", "-n", config=MORE_EPOCHS).stdout)

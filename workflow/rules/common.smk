@@ -74,6 +74,12 @@ def run_json(wildcards):
     return run_of(wildcards).canonical_json()
 
 
+def tracking_option(wildcards, output):
+    # Snakemake does not compare a parameter that is made from `output` with that of before: switching
+    # tracking must not retrain what has finished.
+    return "" if PROTOCOL.tracking else "--no-tracking"
+
+
 def prepared_data(wildcards):
     run = run_of(wildcards)
     grid = MODELS[run.task, run.network].grid_name(run.data.level)

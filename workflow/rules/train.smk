@@ -14,7 +14,7 @@ rule train:
         gpu=GPUS,
     params:
         run=run_json,
-        tracking="" if PROTOCOL.tracking else "--no-tracking",
+        tracking=tracking_option,
     shell:
         "python -m bench train --run {params.run:q} --gpus {resources.gpu} {params.tracking}"
         " > {log} 2>&1"
