@@ -11,10 +11,10 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from typing_extensions import TypedDict
 
 from bench.data import DigitData, MoleculeData, StanfordData, Strict, SyntheticRoomsData
@@ -22,7 +22,7 @@ from bench.errors import ConfigError, unknown
 from bench.registry import MODELS, TASKS, models_of, settings_of
 
 Data = DigitData | MoleculeData | StanfordData | SyntheticRoomsData
-"""A resolved run has all keys of one of them, so there is no doubt which it is."""
+"""Which one it is, a run's task says (`TasksConfig`)."""
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 M = TypeVar("M", bound=BaseModel)
@@ -171,6 +171,17 @@ class RunConfig(Strict):
     train: TrainConfig
     options: dict[str, Any]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _data_of_its_task(cls, tree: Any) -> Any:
+        """Keys alone may be those of several classes of data."""
+        if isinstance(tree, dict) and isinstance(tree.get("data"), dict):
+            config = get_type_hints(TasksConfig).get(tree.get("task", ""))
+            if config is not None:
+                kind = config.model_fields["data"].annotation
+                return tree | {"data": kind.model_validate(tree["data"])}
+        return tree
+
     @property
     def key(self) -> str:
         """<protocol>/<task>/<model>/<setting>/seed<k>: its folder under results/runs."""
@@ -182,7 +193,8 @@ class RunConfig(Strict):
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
     def canonical_json(self) -> str:
-        return json.dumps(self.model_dump(), sort_keys=True)
+        """What the run is: whether terms of use were accepted for its data is not part of it."""
+        return json.dumps(self.model_dump(exclude={"data": {"accept_terms"}}), sort_keys=True)
 
 
 def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
@@ -203,6 +215,12 @@ def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
                     "since files are named after it"
                 )
         rows = config.models or models_of(task)
+        for row, special in config.model.items():
+            if special.network is not None and row not in rows:
+                raise ConfigError(
+                    f"row {row!r} of task {task} would not be run: list it in `models`, with the "
+                    "other rows of the table"
+                )
         own = [s for row in rows for s in settings_of(task, _network(config, row))]
         valid = dict.fromkeys([*TASKS[task].settings, *own])
         for setting in config.settings or []:
@@ -239,7 +257,12 @@ def load_protocol(path: Path) -> ProtocolConfig:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} does not hold a protocol: it has no keys")
-    return parse_protocol(tree)
+    protocol = parse_protocol(tree)
+    if path.resolve().parent == CONFIG and protocol.protocol != path.stem:
+        raise ConfigError(
+            f"{path} is protocol {path.stem}, and says `protocol: {protocol.protocol}`: change one"
+        )
+    return protocol
 
 
 def planned_runs(protocol: ProtocolConfig) -> list[RunConfig]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pdo.mesh import MAX_LEVEL
 
@@ -35,6 +35,12 @@ class DigitData(Strict):
         False, description="reproduce the sampling bug of the sets published before Nov 2024"
     )
     seed: int = Field(0, ge=0, description="of rotations, validation split and subsets")
+
+    @model_validator(mode="after")
+    def _synthetic_digits_are_counted(self) -> DigitData:
+        if self.source == "synthetic" and None in (self.n_train, self.n_test):
+            raise ValueError("source synthetic needs n_train and n_test: digits to be generated")
+        return self
 
     def folder(self, grid: str) -> str:
         """Where the prepared signals stand, below the data folder."""

@@ -8,6 +8,7 @@ import yaml
 
 from bench import config
 from bench.config import load_protocol, parse_protocol, planned_runs, protocol_file
+from bench.data import SyntheticRoomsData
 from bench.errors import ConfigError
 from bench.registry import FOLDS
 from tests.conftest import tiny_protocol, tiny_run
@@ -226,7 +227,7 @@ def test_a_resolved_run_knows_its_data_again():
     run = tiny_run()
     again = config.validated(config.RunConfig, json.loads(run.canonical_json()))
     assert again == run and type(again.data) is type(run.data) is config.DigitData
-    tree = run.model_dump() | {"data": config.MoleculeData().model_dump()}
+    tree = run.model_dump() | {"task": "qm7", "data": config.MoleculeData().model_dump()}
     again = config.validated(config.RunConfig, tree)
     assert type(again.data) is config.MoleculeData
     assert again.data.folder("none") == "qm7/qm7-power1-half-index/none"
@@ -236,3 +237,46 @@ def test_hash_depends_on_content_alone():
     assert tiny_run().hash == tiny_run().hash
     assert tiny_run().hash != tiny_run(epochs=3).hash
     assert tiny_run().hash != tiny_run(seed=1).hash
+
+
+def test_data_are_those_of_the_task_even_if_their_keys_fit_another():
+    """A run goes to its process as JSON, where a class of data is keys alone: these are digits'."""
+    keys = {"level": 4, "n_train": 50, "n_test": None, "seed": 0}
+    tree = tiny_run().model_dump() | {"task": "synthetic_rooms", "data": keys}
+    run = config.RunConfig.model_validate_json(json.dumps(tree))
+    assert isinstance(run.data, SyntheticRoomsData)
+    assert config.RunConfig.model_validate_json(run.canonical_json()) == run
+
+
+def test_accepting_terms_of_use_retrains_nothing():
+    trees = [
+        {"tasks": {"stanford_2d3ds": {"data": {"level": 4, "accept_terms": accepted}}}}
+        for accepted in (False, True)
+    ]
+    first, second = (planned_runs(parse_protocol(tree)) for tree in trees)
+    assert [run.canonical_json() for run in first] == [run.canonical_json() for run in second]
+
+
+def test_a_variant_that_would_not_be_run_is_refused():
+    tree = tiny_protocol()
+    tree["tasks"]["spherical_mnist"]["model"] = {"mine": {"network": "UGSCNN"}}
+    with pytest.raises(ConfigError, match="row 'mine' of task spherical_mnist would not be run"):
+        parse_protocol(tree)
+    tree["tasks"]["spherical_mnist"]["models"] = ["mine"]
+    assert {run.model for run in planned_runs(parse_protocol(tree))} == {"mine"}
+
+
+def test_synthetic_digits_need_their_numbers():
+    tree = tiny_protocol()
+    del tree["tasks"]["spherical_mnist"]["data"]["n_test"]
+    with pytest.raises(ConfigError, match="source synthetic needs n_train and n_test"):
+        parse_protocol(tree)
+
+
+def test_a_file_of_config_holds_the_protocol_of_its_name(monkeypatch, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((CONFIG / "ablation.yaml").read_text())
+    assert load_protocol(path).protocol == "ablation"
+    monkeypatch.setattr(config, "CONFIG", tmp_path.resolve())
+    with pytest.raises(ConfigError, match=r"mine\.yaml is protocol mine, and says `protocol: abla"):
+        load_protocol(path)
