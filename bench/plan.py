@@ -20,7 +20,8 @@ import yaml
 from tabulate import tabulate
 
 from bench.config import ProtocolConfig, RunConfig, planned_runs
-from bench.data import DigitData, MoleculeData, StanfordData, SyntheticRoomsData
+from bench.data import DigitData, MoleculeData, RoomData, StanfordData, SyntheticRoomsData
+from bench.errors import ConfigError
 from bench.registry import MODELS, columns_of
 from data_prep.grids import grid_points
 from data_prep.stanford import AREAS, FOLDS
@@ -43,9 +44,16 @@ class Speed(NamedTuple):
 
 def plan(protocol: ProtocolConfig, recorded: Path) -> dict[str, Any]:
     """Runs, CPU and GPU hours by task and model, and megabytes on disk and of downloads; None where
-    nothing was measured. Raises what reading `recorded` raises."""
+    nothing was measured. Raises what reading `recorded` raises.
+
+    Raises:
+        ConfigError: if the data of a task are none of those whose sizes are known here.
+    """
     speeds, sizes = measured_speeds(recorded), measured_megabytes(recorded)
     runs = planned_runs(protocol)
+    for run in runs:
+        if not isinstance(run.data, DigitData | MoleculeData | RoomData):
+            raise ConfigError(f"bench/plan.py does not know the sizes of the data of {run.task}")
     by_model: dict[tuple[str, str], list[RunConfig]] = defaultdict(list)
     for run in runs:
         by_model[run.task, run.model].append(run)

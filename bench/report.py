@@ -232,7 +232,7 @@ def _outcome(run: RunConfig, metrics: dict[str, Any]) -> str:
     """`N/N accuracy 98.63, N/R accuracy 96.40`, or how it ended."""
     if not _finished(metrics):
         return metrics["status"]
-    names = [(name, tables.METRICS[name]) for name in TASKS[run.task].metrics]
+    names = [(name, tables.METRICS.get(name, name)) for name in TASKS[run.task].metrics]
     return ", ".join(
         f"{column} {title} {values[name]:.2f}"
         for column, values in metrics["test"].items()

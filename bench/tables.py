@@ -50,7 +50,7 @@ METRICS = {
     "mean_accuracy_percent": "mAcc",
     "mean_iou_percent": "mIoU",
 }
-"""What a metric is called in headings."""
+"""What a metric is called in headings, if not by its name."""
 
 
 def read_claims(path: Path = CLAIMS) -> pd.DataFrame:
@@ -275,7 +275,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 def _column(row: Any, table: pd.DataFrame) -> str:
     """Heading of a setting, and of a metric where the table has several."""
     several = table["metric"].nunique() > 1
-    return f"{row.setting} {METRICS[row.metric]}" if several else row.setting
+    return f"{row.setting} {METRICS.get(row.metric, row.metric)}" if several else row.setting
 
 
 def long(table: pd.DataFrame) -> pd.DataFrame:

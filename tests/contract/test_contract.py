@@ -184,7 +184,8 @@ def test_parameters_are_those_of_its_card_and_near_the_claim(task, name):
     if task == "synthetic_rooms":  # the same networks as for 2D-3D-S, and nobody claims anything
         return
     claims = read_claims()
-    claimed = claims[(claims.task == task) & (claims.model == name)].params.iloc[0]
+    published = claims[(claims.task == task) & (claims.model == name)].params
+    claimed = published.iloc[0] if len(published) else None  # a network of one's own
     if pd.isna(claimed):
         assert card["parameters"]["claimed"] is None
         return
@@ -199,15 +200,23 @@ def test_card_says_what_is_claimed_and_by_whom(task, name):
     card = card_of(task, name)
     assert card["name"] == name
     assert {"paper", "code", "claims", "input", "recipe", "deviations", "open_points"} <= set(card)
-    assert {"title", "authors", "venue", "year", "arxiv"} <= set(card["paper"])
+    if card["paper"] is not None:
+        assert {"title", "authors", "venue", "year", "arxiv"} <= set(card["paper"])
     if task == "synthetic_rooms":
         return
-    claims = read_claims().set_index(["task", "model", "metric", "setting"])["mean"].sort_index()
+    claims = read_claims()
+    mine = claims[(claims.task == task) & (claims.model == name)]
+    listed = mine.set_index(["metric", "setting"])["mean"]
     for claim in card["claims"]:
-        assert claims[task, name, claim["metric"], claim["setting"]] == claim["value"]
+        assert listed[claim["metric"], claim["setting"]] == claim["value"]
         assert claim["by"]
-    listed = claims[task, name]
     assert len(card["claims"]) == len(listed)
+
+
+def test_networks_on_the_icosphere_read_digits_in_one_pose():
+    """Round a pole the mesh tells an upright 6 from a 9 (docs/accuracy.md): no fair comparison."""
+    grids = [entry.grid_name(4) for (task, _), entry in MODELS.items() if task == "spherical_mnist"]
+    assert {grid for grid in grids if grid.startswith("icosphere")} == {"icosphere4-equator"}
 
 
 @all_models
@@ -259,6 +268,5 @@ def test_every_claim_of_a_registered_model_is_a_column_of_its_table():
         if task == "synthetic_rooms":
             continue
         mine = claims[(claims.task == task) & (claims.model == name)]
-        assert isinstance(mine, pd.DataFrame) and len(mine)
         assert set(mine.setting) <= set(TASKS[task].columns)
         assert set(mine.metric) <= set(TASKS[task].metrics)

@@ -57,3 +57,9 @@ def test_recipe_of_a_data_set(project):
     run = project.folder / "results/runs/harmonics/harmonics/PDO-eS2CNN/all/seed0"
     found = json.loads((run / "metrics.json").read_text())
     assert found["test"]["all"]["accuracy_percent"] > 50  # chance: 25
+    for command, said in (
+        ("plan --protocol harmonics", "bench/plan.py does not know the sizes"),
+        ("equivariance PDO-eS2CNN --task harmonics", "bench/rotated_signals.py has no signals"),
+    ):
+        done = project.run("bash", "-c", f"python -m bench {command}")
+        assert done.returncode and done.stdout.startswith(f"error: {said}"), done.stdout
