@@ -92,14 +92,14 @@ def write_report(
 
     Raises:
         ConfigError: unless 1 <= first level < last level <= 7; or, with digits, whose network goes
-            two levels down, if the last is below 3; or digits are below 0.
+            two levels down, if the last is below 3; or there are not so many digits, or 1.
         DataError: the raw MNIST files are damaged.
     """
     first, last = levels
     if not 1 <= first < last <= MAX_LEVEL:
         raise ConfigError(f"--levels must be two of 1..{MAX_LEVEL}, coarse first, not {levels}")
-    if digits < 0:
-        raise ConfigError(f"--digits must be at least 0, not {digits}")
+    if digits < 0 or digits == 1:
+        raise ConfigError(f"--digits must be 0, or at least 2 (features vary), not {digits}")
     if digits and last < 3:
         raise ConfigError(f"--levels must go up to 3 at least with digits, not to {last}")
     images = digits_of(data, 3 * digits, digits) if digits else None
@@ -111,6 +111,8 @@ def write_report(
         **hardware(torch.device("cpu")),
     }
     tables = measure(levels, images)
+    if images is None:
+        (out / "pools.csv").unlink(missing_ok=True)  # of another time, not of this page
     paths = []
     for name, table in tables.items():
         paths.append(out / f"{name}.csv")

@@ -27,7 +27,7 @@ Definitions and interpolation: ours.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from bench.rotated_signals import (
 )
 from bench.seeds import derive
 from bench.tasks_qm7 import in_one_batch
+from bench.tasks_rooms import IGNORED
 from data_prep.grids import grid_points
 from data_prep.panorama_sampler import bilinear
 from data_prep.spherical_mnist import haar_rotations
@@ -63,6 +64,8 @@ from pdo.mesh import MAX_LEVEL
 
 LEVELS = {"spherical_mnist": 4, "qm7": 2, "stanford_2d3ds": 5, "synthetic_rooms": 4}
 """Of each task's networks where no run says which."""
+NEVER = dict.fromkeys(("stanford_2d3ds", "synthetic_rooms"), IGNORED)
+"""Classes that a task never predicts."""
 SIGNALS = {"spherical_mnist": 100, "qm7": 40, "stanford_2d3ds": 8, "synthetic_rooms": 8}
 """Of each kind."""
 NEIGHBOURS = 24
@@ -161,7 +164,7 @@ def certificate(
     except ValueError as error:
         raise ConfigError(f"{name} at level {level}: {error}") from error
     if task == "qm7":
-        keys = ("power", "radius", "self_exclusion")
+        keys = ("power", "radius", "self_exclusion", "source")
         potential = {key: settings[key] for key in keys if key in settings}
         kinds = molecules(points, signals, seed, data, **potential)
     elif task == "spherical_mnist":
@@ -181,7 +184,7 @@ def certificate(
             except ValueError as error:
                 raise RunError(f"{name} cannot take these {kinds.source}: {error}") from error
         interpolate = bilinear_interpolation if grid.startswith("planar") else interpolation
-        inputs[kind] = certify(model, batches, points, turns, interpolate)
+        inputs[kind] = certify(model, batches, points, turns, interpolate, NEVER.get(task, ()))
     return {
         "model": name,
         "task": task,
@@ -207,9 +210,10 @@ def certify(
     points: np.ndarray,
     rotations: np.ndarray,
     interpolate: Interpolation = interpolation,
+    never: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Errors of one network, in evaluation mode, on signals sampled at points (P, 3) under
-    rotations (K, 3, 3).
+    rotations (K, 3, 3). `never` lists classes that are not predicted, whatever their scores.
 
     Returns `output` and `invariants` (errors as defined above), `invariants_are` ("features" of the
     model's method `invariants`, or "output" if it has none), `fields` (one entry for each field
@@ -235,7 +239,7 @@ def certify(
                 trips[key].append(_norms(_apply(back[size], expected) - still[key], area))
             moves[key].append(_norms(moved - expected, area))
             if key == "output":
-                same = moved.argmax(axis=-2) == expected.argmax(axis=-2)
+                same = _classes(moved, never) == _classes(expected, never)
                 agreement.append(np.average(same.mean(axis=-1), weights=area))
 
     def errors(key: str) -> dict[str, Any]:
@@ -259,7 +263,7 @@ def certify(
         "invariants": errors("invariants") if "invariants" in still else of_output,
         "invariants_are": "features" if "invariants" in still else "output",
         "agreement": float(np.mean(agreement)) if scores else None,
-        "agreement_by_chance": _by_chance(output, areas) if scores else None,
+        "agreement_by_chance": _by_chance(_classes(output, never), areas) if scores else None,
         "fields": [errors(key) for key in still if key.startswith("field")],
     }
 
@@ -367,9 +371,13 @@ def _relative(
     return found | {"spread": spread, "norm": norm}
 
 
-def _by_chance(scores: np.ndarray, areas: dict[int, np.ndarray]) -> float:
+def _classes(scores: np.ndarray, never: Sequence[int]) -> np.ndarray:
+    """The class of the highest score, of those that are predicted at all (numbered anew)."""
+    return np.delete(scores, list(never), axis=-2).argmax(axis=-2)
+
+
+def _by_chance(classes: np.ndarray, areas: dict[int, np.ndarray]) -> float:
     """How often two signals drawn at random agree: the sum of the squared shares of the classes."""
-    classes = scores.argmax(axis=-2)
     weights = np.ones(classes.shape)
     if classes.ndim == 2:
         weights *= areas[len(classes)][:, None]
@@ -389,14 +397,17 @@ def _fit(model: Any, batches: list[Molecules], energies: Tensor) -> None:
 
 
 def _task_of(name: str, task: str | None) -> str:
-    """The task of a model: the one asked for, else the first that has it."""
+    """The task of a model: the one asked for, else the first that has it; of those whose signals
+    can be rotated."""
     if task is None:
         tasks = [t for t, model in MODELS if model == name]
         if not tasks:
             raise unknown("model", name, {model for _, model in MODELS})
-        return tasks[0]
+        task = next((t for t in tasks if t in LEVELS), tasks[0])
     if name not in models_of(task):
         raise unknown(f"model of task {task}", name, models_of(task))
+    if task not in LEVELS:
+        raise ConfigError(f"bench/rotated_signals.py has no signals of task {task} to rotate")
     return task
 
 

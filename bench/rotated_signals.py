@@ -114,16 +114,23 @@ def molecules(
     power: int = 1,
     radius: str = "half",
     self_exclusion: Literal["index", "nearest"] = "index",
+    source: str | None = None,
 ) -> Kinds:
-    """Molecules of QM7 if `data`/raw/qm7 is there, else synthetic ones. The other arguments are
-    those of `data_prep.spherical_qm7`.
+    """Molecules; `source` is "qm7" or "synthetic", None: QM7 if `data`/raw/qm7 is there, else
+    synthetic ones. The other arguments are those of `data_prep.spherical_qm7`.
 
     Raises:
         ConfigError: there are not so many.
         DataError: the raw file of QM7 is damaged.
+        RunError: it is missing, and `source` asks for it.
     """
     raw = data / "raw" / "qm7"
-    real = (raw / FILE).is_file()
+    real = (raw / FILE).is_file() and source != "synthetic"
+    if source == "qm7" and not real:
+        raise RunError(
+            f"the network was trained on QM7, and {raw / FILE} is missing: fetch it with "
+            f"`python -m data_prep fetch qm7 --out {raw}`, or name its folder with --data"
+        )
     found = load_qm7(raw) if real else synthetic_molecules(FOLDS * -(-n // FOLDS), seed)
     if n > len(found.charges):
         raise ConfigError(f"--signals must be at most the {len(found.charges)} molecules, not {n}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from bench import speed
 from bench.errors import ConfigError
 from bench.provenance import git_state, hardware, origin
-from bench.speed_peers import compare_with_peers
+from bench.speed_peers import PACKAGES, compare_with_peers, environment
 from data_prep.files import atomic_path, write_json
 from pdo.mesh import MAX_LEVEL
 
@@ -42,6 +42,9 @@ def measure(level: int, repeats: int, peers: Path | None) -> dict[str, Any]:
         raise ConfigError(f"--level must be one of {COARSEST}..{FINEST}, not {level}")
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, not {repeats}")
+    if peers is not None:  # before anything is measured: the index may not be reached
+        for peer in PACKAGES:
+            environment(peer, peers)
     torch.manual_seed(0)
     found: dict[str, Any] = {"level": level, "repeats": repeats}
     found |= {"fields": speed.FIELDS, "batch": speed.BATCH, "network_batch": speed.NETWORK_BATCH}

@@ -21,6 +21,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from bench.errors import ConfigError
 from bench.stencil_families import SMOOTH, Family, Smoother, smoother_stencil
 from data_prep.mnist import Digits
 from data_prep.spherical_mnist import haar_rotations, sample_rotated
@@ -43,8 +44,17 @@ RIDGE = 0.01
 
 def digits_of(data: Path, n_train: int, n_test: int) -> Digits:
     """The first training digits of MNIST, or synthetic ones where `data`/raw/mnist is missing: so
-    many for the classifier, and the next ones to test it."""
+    many for the classifier, and the next ones to test it.
+
+    Raises:
+        ConfigError: there are not so many.
+    """
     found = mnist_or_synthetic(data, n_train + n_test, 1)
+    if n_train + n_test > len(found.train_images):
+        raise ConfigError(
+            f"--digits {n_test} needs {n_train + n_test} training digits of MNIST, which has "
+            f"{len(found.train_images)}"
+        )
     train, test = slice(n_train), slice(n_train, n_train + n_test)
     return found._replace(
         train_images=found.train_images[train],

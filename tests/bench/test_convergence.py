@@ -428,7 +428,8 @@ def test_wrong_levels(levels, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--digits", "-5"], "--digits must be at least 0, not -5"),
+        (["--digits", "-5"], "--digits must be 0, or at least 2 (features vary), not -5"),
+        (["--digits", "1"], "--digits must be 0, or at least 2 (features vary), not 1"),
         (["--levels", "1", "2"], "--levels must go up to 3 at least with digits, not to 2"),
     ],
 )

@@ -22,6 +22,7 @@ from bench.equivariance import (
     interpolation_floor,
     warm_up,
 )
+from bench.errors import RunError
 from bench.registry import MODELS, models_of
 from bench.rotated_signals import (
     BAND_LIMIT,
@@ -127,6 +128,31 @@ def test_the_identity_moves_nothing(name):
     assert found["invariants_are"] == ("features" if hasattr(model, "invariants") else "output")
     for field in found["fields"]:
         assert field["mean"] < 1e-9 and field["round_trip"] < 1e-9 and field["floor"] < 1e-9
+
+
+def test_classes_that_are_never_predicted_do_not_agree():
+    """Class 2 has the highest score everywhere; the others go by the sign of a random signal."""
+
+    class Signs(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, -x, 9 + 0 * x], dim=1)
+
+    loose = certify(Signs(), signals(8), POINTS, ROTATIONS)
+    assert loose["agreement"] == 1 and loose["agreement_by_chance"] == pytest.approx(1)
+    found = certify(Signs(), signals(8), POINTS, ROTATIONS, never=(2,))
+    assert 0.9 < found["agreement"] < 1 and found["agreement_by_chance"] == pytest.approx(
+        0.5, abs=0.1
+    )
+
+
+def test_molecules_are_those_that_a_network_was_trained_on(tmp_path):
+    points = grid_points("icosphere1")
+    assert molecules(points, 4, 0, tmp_path).source == "synthetic molecules"
+    with pytest.raises(RunError, match=r"trained on QM7, and .*qm7\.npz is missing: fetch it with"):
+        molecules(points, 4, 0, tmp_path, source="qm7")
+    (tmp_path / "raw/qm7").mkdir(parents=True)
+    (tmp_path / "raw/qm7/qm7.npz").write_bytes(b"not read")
+    assert molecules(points, 4, 0, tmp_path, source="synthetic").source == "synthetic molecules"
 
 
 def test_relative_to_the_spread_and_to_the_norm():
