@@ -20,7 +20,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from bench.config import RunConfig
 from bench.registry import TASKS
-from bench.tables import METRICS
+from bench.tables import called
 
 matplotlib.use("Agg")
 
@@ -84,7 +84,7 @@ def training_curves(runs: list[RunConfig], results: Path, colour: Colours) -> Fi
         axes.fill_between(frame.index, low, high, color=colour[model], alpha=0.15)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(f"validation {METRICS.get(metric, metric)}")
+    axes.set_ylabel(f"validation {called(metric)}")
     if not TASKS[runs[0].task].higher_is_better:
         axes.set_yscale("log")
     _legend(plot)
@@ -107,11 +107,9 @@ def against_parameters(table: pd.DataFrame, metric: str, colour: Colours) -> Fig
     for setting, marker in markers.items():
         axes.plot([], [], marker, color="0.4", label=setting)
     _by_parameters(axes)
-    axes.set_ylabel(METRICS.get(metric, metric))
+    axes.set_ylabel(called(metric))
     _legend(plot)
-    return finish(
-        plot, "parameters", f"{METRICS.get(metric, metric)} against the number of parameters"
-    )
+    return finish(plot, "parameters", f"{called(metric)} against the number of parameters")
 
 
 def upright_against_rotated(
@@ -129,12 +127,10 @@ def upright_against_rotated(
     for model, row in shown.iterrows():
         axes.plot([0, 1], [row[pair[0]], row[pair[1]]], "o-", color=colour[model], label=model)
     axes.set_xticks([0, 1], [f"upright ({pair[0]})", f"rotated ({pair[1]})"])
-    axes.set_ylabel(METRICS.get(metric, metric))
+    axes.set_ylabel(called(metric))
     axes.set_xlim(-0.2, 1.2)
     _legend(plot)
-    return finish(
-        plot, "rotation", f"{METRICS.get(metric, metric)} of upright and of rotated test samples"
-    )
+    return finish(plot, "rotation", f"{called(metric)} of upright and of rotated test samples")
 
 
 def cost(runs: list[RunConfig], results: Path, colour: Colours) -> Figure:

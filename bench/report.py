@@ -74,15 +74,13 @@ def _section(
     """A table as in results/tables, and its figures."""
     empty = "data not available" if tried else "no result"
     table = tables.build_table(protocol, task, results, empty)
-    details = (tables.by_setting, tables.origins)
-    frames = [tables.wide(table), tables.long(table)]
-    frames += [detail(protocol, task, results) for detail in details]
+    frames = tables.page_frames(protocol, task, table, results)
     entry = TASKS[task]
     return {
         "id": task,
         "title": f"Table {entry.table}: {task}",
         "notices": [f"Data not available. Sources tried: {'; '.join(tried)}."] if tried else [],
-        "tables": [_html(frame) for frame in frames if len(frame)],
+        "tables": [_html(frame) for frame in frames],
         "meaning": tables.meaning(task),
         "notes": tables.notes(table),
         "figures": _figures(protocol, task, table, results),
@@ -232,7 +230,7 @@ def _outcome(run: RunConfig, metrics: dict[str, Any]) -> str:
     """`N/N accuracy 98.63, N/R accuracy 96.40`, or how it ended."""
     if not _finished(metrics):
         return metrics["status"]
-    names = [(name, tables.METRICS.get(name, name)) for name in TASKS[run.task].metrics]
+    names = [(name, tables.called(name)) for name in TASKS[run.task].metrics]
     return ", ".join(
         f"{column} {title} {values[name]:.2f}"
         for column, values in metrics["test"].items()

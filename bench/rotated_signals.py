@@ -85,10 +85,7 @@ def digits(
     """
     raw = data / "raw" / "mnist"
     if source == "mnist" and not raw.is_dir():
-        raise RunError(
-            f"the network was trained on MNIST, and {raw} is missing: fetch it with "
-            f"`python -m data_prep fetch mnist --out {raw}`, or name its folder with --data"
-        )
+        raise _missing(raw, raw)
     if source == "synthetic":
         found = synthetic_digits(1, n, seed)
     else:
@@ -104,6 +101,14 @@ def digits(
     }
     faulty = ", with the faulty sampling of the sets published before Nov 2024"
     return Kinds(kinds, found.source + faulty * legacy_bilinear)
+
+
+def _missing(raw: Path, path: Path) -> RunError:
+    """Of the data, in their folder `raw`, that a network was trained on."""
+    return RunError(
+        f"the network was trained on {raw.name.upper()}, and {path} is missing: fetch it with "
+        f"`python -m data_prep fetch {raw.name} --out {raw}`, or name its folder with --data"
+    )
 
 
 def molecules(
@@ -127,10 +132,7 @@ def molecules(
     raw = data / "raw" / "qm7"
     real = (raw / FILE).is_file() and source != "synthetic"
     if source == "qm7" and not real:
-        raise RunError(
-            f"the network was trained on QM7, and {raw / FILE} is missing: fetch it with "
-            f"`python -m data_prep fetch qm7 --out {raw}`, or name its folder with --data"
-        )
+        raise _missing(raw, raw / FILE)
     found = load_qm7(raw) if real else synthetic_molecules(FOLDS * -(-n // FOLDS), seed)
     if n > len(found.charges):
         raise ConfigError(f"--signals must be at most the {len(found.charges)} molecules, not {n}")

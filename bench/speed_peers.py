@@ -72,14 +72,13 @@ def coefficients(lmax: int) -> int:
     return (lmax + 1) * (2 * lmax + 1) * (2 * lmax + 3) // 3
 
 
-def compare_with_peers(level: int, repeats: int, folder: Path) -> list[Row]:
-    """Steps of the peers' layers and ours, in turn; environments are made in `folder` if missing.
+def compare_with_peers(level: int, repeats: int, pythons: dict[str, Path]) -> list[Row]:
+    """Steps of the peers' layers and ours, in turn, in the peers' `environment`s.
 
     Raises:
-        RunError: if an environment cannot be made, or a peer fails.
+        RunError: if a peer fails.
     """
     mesh, rows = Icosphere(level), []
-    pythons = {peer: environment(peer, folder) for peer in PACKAGES}
     for pair in pairs(len(mesh)):
         with Peer(pair, pythons[pair.peer]) as peer:
             n = 2 * pair.orders + 1

@@ -42,9 +42,9 @@ def measure(level: int, repeats: int, peers: Path | None) -> dict[str, Any]:
         raise ConfigError(f"--level must be one of {COARSEST}..{FINEST}, not {level}")
     if repeats < 1:
         raise ConfigError(f"--repeats must be at least 1, not {repeats}")
+    pythons = {}
     if peers is not None:  # before anything is measured: the index may not be reached
-        for peer in PACKAGES:
-            environment(peer, peers)
+        pythons = {peer: environment(peer, peers) for peer in PACKAGES}
     torch.manual_seed(0)
     found: dict[str, Any] = {"level": level, "repeats": repeats}
     found |= {"fields": speed.FIELDS, "batch": speed.BATCH, "network_batch": speed.NETWORK_BATCH}
@@ -56,8 +56,8 @@ def measure(level: int, repeats: int, peers: Path | None) -> dict[str, Any]:
         "scaling": lambda: speed.measure_scaling(level, repeats),
         "networks": lambda: speed.measure_networks(level, repeats),
     }
-    if peers is not None:
-        measurements["peers"] = lambda: compare_with_peers(level, repeats, peers)
+    if pythons:
+        measurements["peers"] = lambda: compare_with_peers(level, repeats, pythons)
     for name, measured in tqdm(measurements.items(), "measuring"):
         found[name] = measured()
     found["exponents"] = {

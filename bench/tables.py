@@ -53,6 +53,11 @@ METRICS = {
 """What a metric is called in headings, if not by its name."""
 
 
+def called(metric: str) -> str:
+    """A metric in headings."""
+    return METRICS.get(metric, metric)
+
+
 def read_claims(path: Path = CLAIMS) -> pd.DataFrame:
     """The published numbers, one row for each table, model, metric and setting (`split`); `note`
     is what a reader must know of a number, or empty."""
@@ -226,14 +231,14 @@ def write_tables(
         notices = [protocol.notice] if protocol.notice else []
         if tried:
             notices.append(f"DATA NOT AVAILABLE. Sources tried: {'; '.join(tried)}.")
-        details = [by_setting(protocol, task, results), origins(protocol, task, results)]
+        frames = page_frames(protocol, task, table, results)
         stem = out / f"table{TASKS[task].table}"
         stem.parent.mkdir(parents=True, exist_ok=True)
         texts = {
             ".csv": table[COLUMNS].to_csv(index=False, lineterminator="\n"),
-            ".md": markdown(protocol, task, table, details, notices),
+            ".md": markdown(protocol, task, table, frames, notices),
             ".tex": latex(protocol, task, table, notices),
-            ".html": html(protocol, task, table, details, notices),
+            ".html": html(protocol, task, table, frames, notices),
         }
         for suffix, text in texts.items():
             with atomic_path(stem.with_suffix(suffix)) as path:
@@ -275,7 +280,7 @@ def wide(table: pd.DataFrame) -> pd.DataFrame:
 def _column(row: Any, table: pd.DataFrame) -> str:
     """Heading of a setting, and of a metric where the table has several."""
     several = table["metric"].nunique() > 1
-    return f"{row.setting} {METRICS.get(row.metric, row.metric)}" if several else row.setting
+    return f"{row.setting} {called(row.metric)}" if several else row.setting
 
 
 def long(table: pd.DataFrame) -> pd.DataFrame:
@@ -296,6 +301,16 @@ def long(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def page_frames(
+    protocol: ProtocolConfig, task: str, table: pd.DataFrame, results: Path
+) -> list[pd.DataFrame]:
+    """What a page shows of a table, as far as it has rows: `wide`, `long`, `by_setting`,
+    `origins`."""
+    details = (by_setting, origins)
+    frames = [wide(table), long(table), *(part(protocol, task, results) for part in details)]
+    return [frame for frame in frames if len(frame)]
+
+
 def notes(table: pd.DataFrame) -> list[str]:
     """The notes on claims, each once; the first is [1] in the tables."""
     return [note for note in table["note"].unique() if note]
@@ -305,16 +320,12 @@ def markdown(
     protocol: ProtocolConfig,
     task: str,
     table: pd.DataFrame,
-    details: list[pd.DataFrame],
+    frames: list[pd.DataFrame],
     notices: list[str],
 ) -> str:
-    frames = [
-        frame.to_markdown(index=False, disable_numparse=True)
-        for frame in (wide(table), long(table), *details)
-        if len(frame)
-    ]
+    texts = [frame.to_markdown(index=False, disable_numparse=True) for frame in frames]
     parts = [_title(protocol, task), *(f"**{notice}**" for notice in notices)]
-    parts += [f"Made by `{command(protocol)}`.", *frames[:1], meaning(task), *frames[1:]]
+    parts += [f"Made by `{command(protocol)}`.", *texts[:1], meaning(task), *texts[1:]]
     parts += [f"[{k}] {note}" for k, note in enumerate(notes(table), 1)]
     return "\n\n".join(parts) + "\n"
 
@@ -337,16 +348,15 @@ def html(
     protocol: ProtocolConfig,
     task: str,
     table: pd.DataFrame,
-    details: list[pd.DataFrame],
+    frames: list[pd.DataFrame],
     notices: list[str],
 ) -> str:
-    frames = (wide(table), long(table), *details)
     return _PAGE.render(
         title=_title(protocol, task),
         notices=notices,
         command=command(protocol),
         meaning=meaning(task),
-        tables=[frame.to_html(index=False, border=0) for frame in frames if len(frame)],
+        tables=[frame.to_html(index=False, border=0) for frame in frames],
         notes=notes(table),
     )
 

@@ -63,6 +63,12 @@ def card_of(task, name):
     return yaml.safe_load((CARDS / folder / f"{name}.yaml").read_text())
 
 
+def claims_of(task, name):
+    """What is published of a model, if anything is."""
+    claims = read_claims()
+    return claims[(claims.task == task) & (claims.model == name)]
+
+
 def molecules(points, generator):
     """One of each size from 4 to 7 atoms, of elements of all kinds."""
     sizes = torch.arange(4, 4 + BATCH)
@@ -183,8 +189,7 @@ def test_parameters_are_those_of_its_card_and_near_the_claim(task, name):
     assert counted == card["parameters"]["counted"]
     if task == "synthetic_rooms":  # the same networks as for 2D-3D-S, and nobody claims anything
         return
-    claims = read_claims()
-    published = claims[(claims.task == task) & (claims.model == name)].params
+    published = claims_of(task, name).params
     claimed = published.iloc[0] if len(published) else None  # a network of one's own
     if pd.isna(claimed):
         assert card["parameters"]["claimed"] is None
@@ -204,9 +209,7 @@ def test_card_says_what_is_claimed_and_by_whom(task, name):
         assert {"title", "authors", "venue", "year", "arxiv"} <= set(card["paper"])
     if task == "synthetic_rooms":
         return
-    claims = read_claims()
-    mine = claims[(claims.task == task) & (claims.model == name)]
-    listed = mine.set_index(["metric", "setting"])["mean"]
+    listed = claims_of(task, name).set_index(["metric", "setting"])["mean"]
     for claim in card["claims"]:
         assert listed[claim["metric"], claim["setting"]] == claim["value"]
         assert claim["by"]
@@ -263,10 +266,9 @@ def test_recipe_is_valid(task, name):
 
 
 def test_every_claim_of_a_registered_model_is_a_column_of_its_table():
-    claims = read_claims()
     for task, name in MODELS:
         if task == "synthetic_rooms":
             continue
-        mine = claims[(claims.task == task) & (claims.model == name)]
+        mine = claims_of(task, name)
         assert set(mine.setting) <= set(TASKS[task].columns)
         assert set(mine.metric) <= set(TASKS[task].metrics)

@@ -200,12 +200,17 @@ TAKERS = {
 """Layers, and the dimensions of a field that are theirs to say."""
 
 
+def size_for(name):
+    """Of a field that the layer takes."""
+    return (FIELD[0], 1, *FIELD[2:]) if name == "lifting" else FIELD
+
+
 @pytest.mark.parametrize("name", TAKERS)
 def test_what_is_no_field_of_the_layer_is_refused(name):
     """The loops below would read and write beyond the field's end."""
     make, fixed = TAKERS[name]
     layer = make()
-    size = (FIELD[0], 1, *FIELD[2:]) if name == "lifting" else FIELD
+    size = size_for(name)
     assert len(layer(torch.randn(size)))
     for dimension in fixed:
         for change in (-1, 1):
@@ -221,7 +226,7 @@ def test_what_is_no_field_of_the_layer_is_refused(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64])
 def test_what_is_not_in_the_layers_precision_is_refused(name, dtype):
     layer = TAKERS[name][0]()
-    size = (FIELD[0], 1, *FIELD[2:]) if name == "lifting" else FIELD
+    size = size_for(name)
     with pytest.raises(TypeError, match=r"is in torch\.float64, its field in"):
         layer(torch.ones(size, dtype=dtype))
     if dtype in (torch.bfloat16, torch.float16):
@@ -232,7 +237,7 @@ def test_what_is_not_in_the_layers_precision_is_refused(name, dtype):
 @pytest.mark.parametrize("name", TAKERS)
 def test_autocast_leaves_float64_alone(name):
     layer = TAKERS[name][0]()
-    size = (FIELD[0], 1, *FIELD[2:]) if name == "lifting" else FIELD
+    size = size_for(name)
     inputs = [torch.randn(size).requires_grad_(), *layer.parameters()]
     want = layer(inputs[0])
     with torch.autocast("cpu", torch.bfloat16):
@@ -248,7 +253,7 @@ def test_autocast_leaves_float64_alone(name):
 def test_what_a_layer_passes_on_under_autocast_is_in_the_fields_precision(name):
     torch.set_default_dtype(torch.float32)  # the fixture sets it back
     layer = TAKERS[name][0]()
-    x = torch.randn((FIELD[0], 1, *FIELD[2:]) if name == "lifting" else FIELD)
+    x = torch.randn(size_for(name))
     want = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
         found = layer(x)

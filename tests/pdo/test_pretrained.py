@@ -76,14 +76,10 @@ def raising(error):
     return function
 
 
-def test_predicting_in_double_precision(classifier):
+def test_predicting_in_double_precision(classifier, float64):
     x = signals(classifier, np.eye(3)[None].repeat(30, axis=0))[:4]
     want = classifier.predict(x).probabilities
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = pdo.load(NAME).double().predict(x).probabilities
-    finally:
-        torch.set_default_dtype(torch.float32)
+    found = pdo.load(NAME).double().predict(x).probabilities
     assert found.dtype == torch.float64
     torch.testing.assert_close(found.float(), want, rtol=0, atol=1e-4)
 

@@ -13,7 +13,7 @@ SECONDS = 60
 
 
 def test_jobs_of_a_cluster_ask_for_the_memory_that_runs_took():
-    (profile,) = (ROOT / "profiles/slurm").glob("*profile.yaml")
+    profile = ROOT / "profiles/slurm/profile.yaml"
     asked = yaml.safe_load(profile.read_text())["default-resources"]["mem_mb"]
     taken = [
         json.loads(path.read_text())["peak_memory_gb"]
