@@ -6,15 +6,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
 from bench.config import ProtocolConfig
+from bench.figures import parity
 from bench.registry import TASKS
 from bench.tables import finished_runs, read_metrics
-from data_prep.files import atomic_path
+from data_prep.files import atomic_path, write_bytes
 
 TASK = "qm7"
 
@@ -44,7 +44,6 @@ def errors(protocol: ProtocolConfig, results: Path) -> pd.DataFrame:
 def write_energies(protocols: list[ProtocolConfig], results: Path, out: Path) -> list[Path]:
     """Write energies.csv and learning_curve.png, of all protocols, and parity.png, of the first,
     into `out`; the paths."""
-    matplotlib.use("Agg")
     found = pd.concat([errors(protocol, results) for protocol in protocols])
     paths = [out / name for name in ("energies.csv", "learning_curve.png", "parity.png")]
     out.mkdir(parents=True, exist_ok=True)
@@ -52,8 +51,7 @@ def write_energies(protocols: list[ProtocolConfig], results: Path, out: Path) ->
         found.to_csv(path, index=False, lineterminator="\n")
     with atomic_path(paths[1]) as path:
         _learning_curve(found, path)
-    with atomic_path(paths[2]) as path:
-        _parity(predictions(protocols[0], results), path)
+    write_bytes(paths[2], parity(predictions(protocols[0], results)).png)
     return paths
 
 
@@ -83,32 +81,5 @@ def _learning_curve(found: pd.DataFrame, path: Path) -> None:
     axes.set_ylabel("RMSE on the test fold in kcal/mol")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(path, dpi=90, format="png")
-    plt.close(figure)
-
-
-def _parity(found: dict[str, np.ndarray], path: Path) -> None:
-    """Predicted against measured energies, and below what is between them."""
-    figure, axes = plt.subplots(
-        2,
-        len(found),
-        figsize=(1 + 3 * len(found), 5.5),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        height_ratios=(2, 1),
-        layout="constrained",
-    )
-    for (top, bottom), (model, pairs) in zip(axes.T, found.items(), strict=True):
-        energies, predicted = pairs.T
-        rmse = np.sqrt(np.mean((predicted - energies) ** 2))
-        top.plot(energies, predicted, ".", ms=2, alpha=0.5)
-        top.axline((energies.mean(), energies.mean()), slope=1, color="k", lw=0.6)
-        top.set_title(f"{model}: RMSE {rmse:.2f}", fontsize="medium")
-        bottom.plot(energies, predicted - energies, ".", ms=2, alpha=0.5)
-        bottom.axhline(0, color="k", lw=0.6)
-        bottom.set_xlabel("energy in kcal/mol")
-    axes[0, 0].set_ylabel("predicted")
-    axes[1, 0].set_ylabel("predicted - energy")
     figure.savefig(path, dpi=90, format="png")
     plt.close(figure)

@@ -28,8 +28,6 @@ Colours = dict[str, Any]
 """By model, the same in all figures of a table."""
 
 DPI = 110
-MOST_CLASSES = 20
-"""Predictions with more values than that are no classes."""
 
 
 @dataclass(frozen=True)
@@ -165,45 +163,55 @@ def cost(runs: list[RunConfig], results: Path, colour: Colours) -> Figure:
     )
 
 
-def confusion(
-    model: str,
-    column: str,
-    targets: np.ndarray,
-    predictions: np.ndarray,
-    labels: Sequence[str],
-) -> Figure:
-    """How often a class (row) is taken for another, as shares of the class; `labels` are names of
-    the classes, or empty."""
-    n = len(labels) or int(max(targets.max(), predictions.max())) + 1
-    counts = np.zeros((n, n))
-    np.add.at(counts, (targets.ravel(), predictions.ravel()), 1)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 5 if labels else 3.2
-    plot, axes = plt.subplots(figsize=(side, side), layout="constrained")
-    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set_title(model, fontsize="medium")
-    names = labels or [str(k) for k in range(n)]
-    axes.set_xticks(range(n), names, fontsize="small", rotation=90 * bool(labels))
-    axes.set_yticks(range(n), names, fontsize="small")
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("class")
-    alt = f"Confusions of {model}, {column}, all runs: shares of each class"
-    return finish(plot, f"confusion-{model}", alt)
+def confusions(found: dict[str, np.ndarray], column: str, labels: Sequence[str]) -> Figure:
+    """Of each model, from counts (n, n): how often a class (row) is taken for another, as shares of
+    the class; `labels` are names of the classes, or empty."""
+    side = 4.2 if labels else 3.2
+    plot, panels = plt.subplots(
+        1, len(found), figsize=(side * len(found), side), squeeze=False, layout="constrained"
+    )
+    for axes, (model, counts) in zip(panels[0], found.items(), strict=True):
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        axes.set_title(model, fontsize="medium")
+        names = labels or [str(k) for k in range(len(counts))]
+        axes.set_xticks(range(len(names)), names, fontsize="small", rotation=90 * bool(labels))
+        first = axes is panels[0, 0]
+        axes.set_yticks(range(len(names)), names if first else [], fontsize="small")
+        axes.set_xlabel("taken for")
+    panels[0, 0].set_ylabel("class")
+    if labels:
+        plot.colorbar(image, ax=panels[0, -1], label="share of the class", shrink=0.7)
+    alt = f"Confusions of {', '.join(found)}, {column}, all runs: shares of each class"
+    return finish(plot, "-".join(["confusion", *found][:2]), alt)
 
 
-def parity(model: str, targets: np.ndarray, predictions: np.ndarray) -> Figure:
-    """Predicted against true values, with the differences beside."""
-    plot, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained")
-    left.plot(targets, predictions, ".", ms=2, alpha=0.5)
-    left.axline((targets.mean(), targets.mean()), slope=1, color="k", lw=0.6)
-    left.set_xlabel("true")
-    left.set_ylabel("predicted")
-    right.hist(predictions - targets, bins=60)
-    right.set_xlabel("predicted - true")
-    right.set_ylabel("samples")
-    plot.suptitle(model, fontsize="medium")
-    alt = f"Predicted against true values of {model}, and their differences"
-    return finish(plot, f"parity-{model}", alt)
+def parity(found: dict[str, np.ndarray]) -> Figure:
+    """Of each model, from energies and what was predicted (n, 2): the second against the first, and
+    below what is between them."""
+    plot, panels = plt.subplots(
+        2,
+        len(found),
+        figsize=(1 + 3 * len(found), 5.5),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        height_ratios=(2, 1),
+        layout="constrained",
+    )
+    for (top, bottom), (model, pairs) in zip(panels.T, found.items(), strict=True):
+        energies, predicted = pairs.T
+        rmse = np.sqrt(np.mean((predicted - energies) ** 2))
+        top.plot(energies, predicted, ".", ms=2, alpha=0.5)
+        top.axline((energies.mean(), energies.mean()), slope=1, color="k", lw=0.6)
+        top.set_title(f"{model}: RMSE {rmse:.2f}", fontsize="medium")
+        bottom.plot(energies, predicted - energies, ".", ms=2, alpha=0.5)
+        bottom.axhline(0, color="k", lw=0.6)
+        bottom.set_xlabel("energy in kcal/mol")
+    panels[0, 0].set_ylabel("predicted")
+    panels[1, 0].set_ylabel("predicted - energy")
+    alt = f"Predicted against measured energies of {', '.join(found)}, and their differences"
+    return finish(plot, "parity", alt)
 
 
 def finish(plot: Plot, name: str, alt: str) -> Figure:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,32 +74,35 @@ def equivariance_against_mesh(errors: Path) -> Figure:
     )
 
 
-def time_and_memory(speed: Path) -> Figure:
-    """Time of a layer by vertices, and time and memory of the networks, from speed.json."""
-    found = json.loads(speed.read_text())
-    scaling = pd.DataFrame(found["scaling"])
+def time_and_memory(found: dict[str, Any]) -> Figure:
+    """From `bench.speed_report.measure`: time of a layer by vertices and, in both forms, by N; time
+    and memory of the networks."""
+    scaling, forms = pd.DataFrame(found["scaling"]), pd.DataFrame(found["forms"])
     scaling = scaling[scaling["over"] == "vertices"]
-    plot, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.8), layout="constrained")
+    plot, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     vertices, ms = scaling["vertices"], scaling["spectral ms"]
     left.loglog(vertices, ms, "o-", label=f"layer, N = {scaling['N'].iloc[0]}")
     left.loglog(vertices, ms.iloc[0] * vertices / vertices.iloc[0], "k:", label="linear")
     left.set_xlabel("vertices")
-    left.set_ylabel("step, ms a sample")
-    left.legend(fontsize="small")
+    for form in ("spectral", "direct"):
+        middle.semilogy(forms["N"], forms[f"{form} ms"], "o-", label=form)
+    middle.set_xlabel(f"N (level {found['level']})")
+    middle.set_xticks(forms["N"])
+    for axis in (left, middle):
+        axis.set_ylabel("step, ms a sample")
+        axis.legend(fontsize="small")
     networks = pd.DataFrame(found["networks"]).sort_values("ms a digit")
     names = networks["network"]
-    right.barh(names, networks["ms a digit"], height=0.35, align="edge", label="ms a digit")
+    right.barh(names, networks["ms a digit"], height=0.35, align="edge")
     memory = right.twiny()
-    memory.barh(
-        names, networks["peak memory GB"], height=-0.35, align="edge", color="C1", label="memory"
-    )
+    memory.barh(names, networks["peak memory GB"], height=-0.35, align="edge", color="C1")
     right.set_xlabel("training step, ms a digit (blue)")
     memory.set_xlabel("peak memory in GB (orange)")
-    for axis in (left, right):
+    for axis in (left, middle, right):
         axis.grid(alpha=0.3)
     return finish(
         plot,
         "speed",
-        f"Time of a layer against the number of vertices, and time and memory of networks at level "
-        f"{found['level']}, with {found['threads']} threads of {found['cpu']}",
+        f"Time of a layer against the number of vertices and against N, and time and memory of "
+        f"networks at level {found['level']}, with {found['threads']} threads of {found['cpu']}",
     )

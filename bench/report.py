@@ -15,12 +15,15 @@ from jinja2 import Environment, FileSystemLoader
 
 from bench import figures, figures_method, tables
 from bench.config import ProtocolConfig, RunConfig, planned_runs
-from bench.figures import MOST_CLASSES, Figure
+from bench.figures import Figure
 from bench.registry import TASKS
+from bench.segmentation import confusion
 from data_prep.files import atomic_path, write_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).parent / "templates"
+MOST_CLASSES = 20
+"""Predictions with more values than that are no classes."""
 
 
 def write_report(
@@ -104,14 +107,19 @@ def _figures(
     ):
         found.append(pair)
     found.append(figures.cost(runs, results, colour))
+    energies = {}
     for model in dict.fromkeys(run.model for run in runs):
         mine = [run for run in runs if run.model == model]
         column = next(iter(c for c, s in entry.columns.items() if mine[0].setting in s))
         targets, predictions = _predictions(mine, column, results)
+        classes = len(entry.labels) or int(max(targets.max(), predictions.max())) + 1
         if predictions.dtype.kind == "f":
-            found.append(figures.parity(model, targets, predictions))
-        elif max(targets.max(), predictions.max()) < MOST_CLASSES:
-            found.append(figures.confusion(model, column, targets, predictions, entry.labels))
+            energies[model] = np.stack([targets, predictions], axis=1)
+        elif classes <= MOST_CLASSES:
+            counts = confusion(predictions, targets, classes)
+            found.append(figures.confusions({model: counts}, column, entry.labels))
+    if energies:
+        found.append(figures.parity(energies))
     return found + _panoramas(protocol, task, results / "tables")
 
 
@@ -152,7 +160,7 @@ def _method(results: Path) -> list[Figure]:
     if (errors := results / "recorded/convergence/errors.csv").exists():
         found.append(figures_method.equivariance_against_mesh(errors))
     if (speed := results / "recorded/speed/speed.json").exists():
-        found.append(figures_method.time_and_memory(speed))
+        found.append(figures_method.time_and_memory(json.loads(speed.read_text())))
     return found
 
 

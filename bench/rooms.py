@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
@@ -13,12 +12,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from scipy.spatial import cKDTree
 
+from bench import figures
 from bench.config import ProtocolConfig, RunConfig
 from bench.registry import MODELS, TASKS
 from bench.segmentation import CLASSES, confusion, per_class
 from bench.tables import finished_runs
 from bench.tasks_rooms import Rooms
-from data_prep.files import atomic_path
+from data_prep.files import atomic_path, write_bytes
 from data_prep.grids import grid_points, pixel_directions
 from data_prep.stanford import LABELS, RGBD_MEAN, RGBD_STD
 
@@ -59,7 +59,6 @@ def write_rooms(
 ) -> list[Path]:
     """Write <task>_classes.csv and .md, <task>_confusion.png and <task>_panoramas.png into `out`;
     returns the paths."""
-    matplotlib.use("Agg")
     runs, matrices = finished_runs(protocol, task, results), confusions(protocol, task, results)
     table = class_table(matrices)
     names = ("classes.csv", "classes.md", "confusion.png", "panoramas.png")
@@ -71,8 +70,13 @@ def write_rooms(
         table.to_csv(path, index=False, lineterminator="\n", float_format="%.3f")
     with atomic_path(paths[1]) as path:
         path.write_text(_markdown(protocol, task, table))
-    with atomic_path(paths[2]) as path:
-        _confusion_figure(matrices, path)
+    upright = next(iter(TASKS[task].columns))
+    shown = {
+        model: matrix[np.ix_(CLASSES, CLASSES)]
+        for (model, column), matrix in matrices.items()
+        if column == upright
+    }
+    write_bytes(paths[2], figures.confusions(shown, upright, [LABELS[k] for k in CLASSES]).png)
     return paths
 
 
@@ -85,25 +89,6 @@ def _markdown(protocol: ProtocolConfig, task: str, table: pd.DataFrame) -> str:
         "false positives.\n\n"
         f"{table.to_markdown(index=False, floatfmt='.1f')}\n"
     )
-
-
-def _confusion_figure(matrices: dict[tuple[str, str], np.ndarray], path: Path) -> None:
-    """Of each model, upright panoramas: what each class (row) is taken for, shares of the class."""
-    shown = {model: m for (model, column), m in matrices.items() if not column.endswith("rotated")}
-    figure, axes = plt.subplots(
-        1, len(shown), figsize=(1 + 3.4 * len(shown), 4.2), squeeze=False, layout="constrained"
-    )
-    names = [LABELS[k] for k in CLASSES]
-    for k, (model, matrix) in enumerate(shown.items()):
-        counts = matrix[np.ix_(CLASSES, CLASSES)]
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        image = axes[0, k].imshow(shares, vmin=0, vmax=1, cmap="Blues")
-        axes[0, k].set_title(model)
-        axes[0, k].set_xticks(range(13), names, rotation=90, fontsize="x-small")
-        axes[0, k].set_yticks(range(13), names if k == 0 else [], fontsize="x-small")
-    figure.colorbar(image, ax=axes[0, -1], label="share of the class")
-    figure.savefig(path, dpi=90, format="png")
-    plt.close(figure)
 
 
 def _panoramas(runs: list[RunConfig], results: Path, data: Path, path: Path) -> None:

@@ -10,9 +10,8 @@ CLASSES = tuple(range(1, 14))
 """The labels that count: all but unknown (0) and missing (14)."""
 
 
-def confusion(predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """How many points of label i (row) were taken for label j (column): (15, 15) int64."""
-    n = len(LABELS)
+def confusion(predictions: np.ndarray, targets: np.ndarray, n: int = len(LABELS)) -> np.ndarray:
+    """How many points of label i (row) were taken for label j (column): (n, n) int64."""
     index = targets.astype(np.int64).ravel() * n + predictions.astype(np.int64).ravel()
     return np.bincount(index, minlength=n * n).reshape(n, n)
 

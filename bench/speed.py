@@ -3,7 +3,8 @@ floors they are held against.
 
 A step of a layer is forward and backward, with gradients to the input and to all weights; a step of
 a network also computes the loss and updates the parameters. Steps that are compared run in turn,
-several times over, so that a busy machine slows all of them; medians are reported.
+several times over, so that a busy machine slows all of them. What is reported is the median over
+these repeats, ratios taken in each of them, and beside it the smallest and the largest.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,13 +38,16 @@ SCALED_FIELDS = (8, 16, 32, 64)
 NETWORK_BATCH = 32
 GEMM_SIZE, COPY_BYTES = 1536, 2**28
 
+RANGE = " range"
+"""Beside the median of a quantity stands its range, under its name with this appended."""
+
 Row = dict[str, Any]
 Step = Callable[[], object]
 
 
-def run_in_turn(steps: dict[str, Step], repeats: int) -> dict[str, float]:
-    """Median seconds of each step: all once to warm up, then all in turn, `repeats` times. A step
-    that returns a float has taken its own time."""
+def run_in_turn(steps: dict[str, Step], repeats: int) -> dict[str, np.ndarray]:
+    """Seconds of each step (repeats,): all once to warm up, then all in turn, `repeats` times. A
+    step that returns a float has taken its own time."""
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -53,7 +57,16 @@ def run_in_turn(steps: dict[str, Step], repeats: int) -> dict[str, float]:
             own = step()
             taken = time.perf_counter() - start
             seconds[name].append(own if isinstance(own, float) else taken)
-    return {name: median(values) for name, values in seconds.items()}
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def summary(values: dict[str, np.ndarray]) -> Row:
+    """Of each quantity its median over repeats and [smallest, largest], under its name + RANGE."""
+    row: Row = {}
+    for name, found in values.items():
+        row[name] = float(np.median(found))
+        row[name + RANGE] = [float(found.min()), float(found.max())]
+    return row
 
 
 def layer_step(layer: nn.Module, x: Tensor) -> Step:
@@ -85,8 +98,9 @@ def compare_forms(level: int, repeats: int, samples: Sequence[int] = SAMPLES) ->
             difference = (direct(sampled) - want).abs().max() / want.abs().max()
         steps = {"spectral": layer_step(spectral, x), "direct": layer_step(direct, sampled)}
         seconds = run_in_turn(steps, repeats)
-        rows.append({"N": n, **_per_sample(seconds, BATCH), "difference": float(difference)})
-        rows[-1]["direct / spectral"] = seconds["direct"] / seconds["spectral"]
+        values = {f"{name} ms": 1e3 * s / BATCH for name, s in seconds.items()}
+        values["direct / spectral"] = seconds["direct"] / seconds["spectral"]
+        rows.append({"N": n, "difference": float(difference), **summary(values)})
     return rows
 
 
@@ -110,9 +124,9 @@ class Work:
     def arithmetic(self) -> int:
         return self.mixing + self.sparse
 
-    def floor(self, gemm: float, copy: float) -> float:
+    def floor(self, gemm: np.ndarray, copy: np.ndarray) -> np.ndarray:
         """Seconds it takes at least: max(arithmetic / GEMM rate, bytes / copy rate)."""
-        return max(self.arithmetic / gemm, self.bytes / copy)
+        return np.maximum(self.arithmetic / gemm, self.bytes / copy)
 
 
 def count_work(layer: PDOConv, batch: int) -> Work:
@@ -150,14 +164,13 @@ def compare_with_floors(level: int, repeats: int, samples: Sequence[int] = SAMPL
         }
         seconds = run_in_turn(steps, repeats)
         gemm, copy = 2 * GEMM_SIZE**3 / seconds["gemm"], 2 * COPY_BYTES / seconds["copy"]
-        mixing = work.mixing / seconds["mixing"]
-        row = {"N": n, "GEMM GFLOP/s": gemm / 1e9, "copy GB/s": copy / 1e9}
-        row |= {"mixing GFLOP/s": mixing / 1e9, "mixing / GEMM": mixing / gemm}
-        row |= {"layer ms": 1e3 * seconds["layer"], "floor ms": 1e3 * work.floor(gemm, copy)}
-        row["arithmetic ms"] = 1e3 * work.arithmetic / gemm
-        row["bytes ms"] = 1e3 * work.bytes / copy
-        row["layer / floor"] = seconds["layer"] / work.floor(gemm, copy)
-        rows.append(row)
+        mixing, floor = work.mixing / seconds["mixing"], work.floor(gemm, copy)
+        values = {"GEMM GFLOP/s": gemm / 1e9, "copy GB/s": copy / 1e9}
+        values |= {"mixing GFLOP/s": mixing / 1e9, "mixing / GEMM": mixing / gemm}
+        values |= {"layer ms": 1e3 * seconds["layer"], "floor ms": 1e3 * floor}
+        values |= {"arithmetic ms": 1e3 * work.arithmetic / gemm}
+        values |= {"bytes ms": 1e3 * work.bytes / copy, "layer / floor": seconds["layer"] / floor}
+        rows.append({"N": n, **summary(values)})
     return rows
 
 
@@ -194,7 +207,10 @@ def measure_scaling(level: int, repeats: int, fields: Sequence[int] = SCALED_FIE
         steps[f"{over} {len(rows)}"] = layer_step(layer, random_field(mesh, n, count, BATCH))
         rows.append({"over": over, "vertices": len(mesh), "fields": count, "N": n})
     seconds = run_in_turn(steps, repeats).values()
-    return [row | _per_sample({"spectral": s}, BATCH) for row, s in zip(rows, seconds, strict=True)]
+    return [
+        row | summary({"spectral ms": 1e3 * s / BATCH})
+        for row, s in zip(rows, seconds, strict=True)
+    ]
 
 
 def fit_exponents(rows: list[Row]) -> dict[str, tuple[float, float]]:
@@ -233,10 +249,10 @@ def measure_networks(level: int, repeats: int) -> list[Row]:
     rows = []
     for name in names:
         memory = in_fresh_process(peak_memory, name, level, torch.get_num_threads())
-        ms = 1e3 * seconds[name] / NETWORK_BATCH
         amp = MODELS["spherical_mnist", name].recipe.get("amp", False)
         row = {"network": name, "precision": precision(torch.device("cpu"), amp)}
-        rows.append(row | {"ms a digit": ms, "peak memory GB": memory})
+        row |= summary({"ms a digit": 1e3 * seconds[name] / NETWORK_BATCH})
+        rows.append(row | {"peak memory GB": memory})
     return rows
 
 
@@ -257,7 +273,3 @@ def peak_memory(model: str, level: int, threads: int) -> float:
     for _ in range(3):
         step()
     return peak_memory_gb(torch.device("cpu"))["peak_memory_gb"]
-
-
-def _per_sample(seconds: dict[str, float], batch: int) -> dict[str, float]:
-    return {f"{name} ms": 1e3 * s / batch for name, s in seconds.items()}

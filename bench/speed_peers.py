@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from bench.errors import RunError
-from bench.speed import BATCH, FIELDS, Row, layer_step, random_field, run_in_turn
+from bench.speed import BATCH, FIELDS, Row, layer_step, random_field, run_in_turn, summary
 from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
 
@@ -87,8 +87,9 @@ def compare_with_peers(level: int, repeats: int, pythons: dict[str, Path]) -> li
             seconds = run_in_turn({"ours": ours, "peer": peer.step}, repeats)
         row = {"peer": pair.peer, "compared": pair.remark, "channels": pair.channels}
         row |= {"size": pair.size, "N": n, "torch": peer.torch}
-        row |= {f"{name} ms": 1e3 * s / BATCH for name, s in seconds.items()}
-        rows.append(row | {"peer / ours": seconds["peer"] / seconds["ours"]})
+        values = {f"{name} ms": 1e3 * s / BATCH for name, s in seconds.items()}
+        values["peer / ours"] = seconds["peer"] / seconds["ours"]
+        rows.append(row | summary(values))
     return rows
 
 

@@ -6,17 +6,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
 import torch
-from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 from bench import speed
 from bench.errors import ConfigError
+from bench.figures_method import time_and_memory
 from bench.provenance import git_state, hardware, origin
 from bench.speed_peers import PACKAGES, compare_with_peers, environment
-from data_prep.files import atomic_path, write_json
+from data_prep.files import atomic_path, write_bytes, write_json
 from pdo.mesh import MAX_LEVEL
 
 COARSEST, FINEST = 3, MAX_LEVEL - 2
@@ -76,8 +75,7 @@ def write_report(
     write_json(paths[0], found)
     with atomic_path(paths[1]) as path:
         path.write_text(_markdown(found))
-    with atomic_path(paths[2]) as path:
-        _figure(found, path)
+    write_bytes(paths[2], time_and_memory(found).png)
     return found, paths
 
 
@@ -89,13 +87,14 @@ def _markdown(found: dict[str, Any]) -> str:
         f"{origin(f'python -m bench speed {settings}', found)}, {found['cores']} cores, PyTorch "
         f"{found['torch']}. A step is forward and backward; layers have {found['fields']} fields "
         f"in and out and take {found['batch']} samples, networks "
-        f"{found['network_batch']}. Medians of {found['repeats']} repeats taken in turn; "
-        "definitions in `bench/speed.py` and `bench/speed_peers.py`.",
+        f"{found['network_batch']}. Medians of {found['repeats']} repeats taken in turn (smallest "
+        "to largest), ratios of each repeat; definitions in `bench/speed.py` and "
+        "`bench/speed_peers.py`.",
     ]
     for name, title in TITLES.items():
         if name in found:
-            table = pd.DataFrame(found[name]).to_markdown(index=False, floatfmt=".4g")
-            text += [f"## {title}", table]
+            rows = [_cells(row) for row in found[name]]
+            text += [f"## {title}", pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4g")]
         if name == "scaling":
             fits = (
                 f"{over}: {fit['exponent']:.2f} ± {fit['half_width']:.2f}"
@@ -105,24 +104,11 @@ def _markdown(found: dict[str, Any]) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def _figure(found: dict[str, Any], path: Path) -> None:
-    matplotlib.use("Agg")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    scaling, forms = pd.DataFrame(found["scaling"]), pd.DataFrame(found["forms"])
-    scaling = scaling[scaling["over"] == "vertices"]
-    vertices, ms = scaling["vertices"], scaling["spectral ms"]
-    left.loglog(vertices, ms, "o-", label="spectral")
-    left.loglog(vertices, ms.iloc[0] * vertices / vertices.iloc[0], "k:", label="linear")
-    left.set_xlabel("vertices")
-    left.set_title(f"N = {scaling['N'].iloc[0]}")
-    for form in ("spectral", "direct"):
-        right.semilogy(forms["N"], forms[f"{form} ms"], "o-", label=form)
-    right.set_xlabel("N")
-    right.set_xticks(forms["N"])
-    right.set_title(f"level {found['level']}")
-    for axes in (left, right):
-        axes.set_ylabel("step, ms per sample")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=80, format="png")
-    plt.close(figure)
+def _cells(row: speed.Row) -> speed.Row:
+    """A row as it is printed: a median and its range in one cell."""
+    cells = {key: value for key, value in row.items() if not key.endswith(speed.RANGE)}
+    for key in cells:
+        if key + speed.RANGE in row:
+            low, high = row[key + speed.RANGE]
+            cells[key] = f"{row[key]:.3g} ({low:.3g} to {high:.3g})"
+    return cells

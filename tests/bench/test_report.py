@@ -188,10 +188,10 @@ def test_figures_of_the_method_show_their_numbers(drawn):
             rows = errors[(errors.quantity == layer) & (errors.family == stencil)]
             assert len(rows) >= 4
             assert np.allclose(points_of(axes, stencil), rows[["h", "equivariance"]])
-    speed = ROOT / "results/recorded/speed/speed.json"
+    speed = json.loads((ROOT / "results/recorded/speed/speed.json").read_text())
     figures_method.time_and_memory(speed)
-    networks = json.loads(speed.read_text())["networks"]
-    layer, times, memory = drawn[1].axes
+    networks = speed["networks"]
+    layer, forms, times, memory = drawn[1].axes
     assert sorted(bar.get_width() for bar in times.patches) == sorted(
         row["ms a digit"] for row in networks
     )
@@ -199,6 +199,27 @@ def test_figures_of_the_method_show_their_numbers(drawn):
         row["peak memory GB"] for row in networks
     )
     assert len(points_of(layer, "layer, N = 5")) == 4
+    for form in ("spectral", "direct"):
+        assert points_of(forms, form).tolist() == [
+            [r["N"], r[f"{form} ms"]] for r in speed["forms"]
+        ]
+
+
+def test_confusions_are_shares_of_a_class(drawn):
+    counts = {"one": np.array([[3, 1], [0, 0]]), "other": np.array([[1, 1], [2, 6]])}
+    figures.confusions(counts, "N/N", ["door", "wall"])
+    shown = [axes.images[0].get_array().tolist() for axes in drawn[0].axes if axes.images]
+    assert shown == [[[0.75, 0.25], [0, 0]], [[0.5, 0.5], [0.25, 0.75]]]
+    assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == ["door", "wall"]
+
+
+def test_parity_shows_energies_and_errors(drawn):
+    pairs = {"one": np.array([[-3.0, -2.0], [-1.0, -1.0]]), "other": np.array([[-3.0, -5.0]])}
+    figures.parity(pairs)
+    top, other, bottom, _ = drawn[0].axes
+    assert top.lines[0].get_xydata().tolist() == pairs["one"].tolist()
+    assert bottom.lines[0].get_xydata().tolist() == [[-3, 1], [-1, 0]]
+    assert top.get_title() == "one: RMSE 0.71" and other.get_title() == "other: RMSE 2.00"
 
 
 def test_panoramas_are_shown_with_their_own_protocol_alone(results, tmp_path):

@@ -66,14 +66,19 @@ def test_the_floor_is_the_larger_of_two():
     assert work.floor(gemm=100, copy=10) == 3
 
 
-def test_median_of_steps_taken_in_turn(monkeypatch):
+def test_steps_are_taken_in_turn(monkeypatch):
     order, clock = [], iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     taken = iter([9.0, 1.0, 8.0, 2.0])
     steps = {"a": lambda: order.append("a"), "own": lambda: order.append("own") or next(taken)}
     seconds = speed.run_in_turn(steps, 3)
     assert order == ["a", "own"] * 4
-    assert seconds == {"a": 1, "own": 2.0}  # of 1, 8, 2: the first only warmed up
+    assert {name: values.tolist() for name, values in seconds.items()} == {
+        "a": [1, 1, 1],
+        "own": [1.0, 8.0, 2.0],  # the first only warmed up
+    }
+    own = speed.summary({"own": seconds["own"]})
+    assert own == {"own": 2.0, "own" + speed.RANGE: [1.0, 8.0]}
 
 
 def test_exponents_of_made_up_times():
@@ -165,4 +170,6 @@ def test_command(tmp_path, capsys):
     assert found["threads"] >= 1 and found["git_commit"] and "peers" not in found
     text = (tmp_path / "speed.md").read_text()
     assert "python -m bench speed --level 3" in text and "PDO-eS2CNN-small" in text
+    first = found["forms"][0]["direct / spectral"]
+    assert f"| {first:.3g} ({first:.3g} to {first:.3g})" in text  # of one repeat
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
