@@ -90,33 +90,36 @@ def test_ablation_has_a_row_for_each_choice():
         assert name == "-".join(said)
 
 
-def paper_run(model: str, setting: str) -> config.RunConfig:
-    """The run of the paper protocol with seed 0."""
-    runs = planned_runs(load_protocol(CONFIG / "paper.yaml"))
+def run_of(protocol: str, model: str, setting: str) -> config.RunConfig:
+    """The run of a protocol with seed 0."""
+    runs = planned_runs(load_protocol(CONFIG / f"{protocol}.yaml"))
     (found,) = (r for r in runs if (r.model, r.setting, r.seed) == (model, setting, 0))
     return found
 
 
 def test_nearest_ring_is_the_paper_protocol_but_for_the_stencil():
     (run,) = planned_runs(load_protocol(CONFIG / "nearest_ring.yaml"))
-    papers = paper_run("PDO-eS2CNN-small", "N")
+    papers = run_of("paper", "PDO-eS2CNN-small", "N")
     assert run.options == {"stencil": "paper"} and papers.options == {}
     named = {"protocol": "nearest_ring", "model": "nearest-ring", "options": {"stencil": "paper"}}
     assert run == papers.model_copy(update=named)
 
 
-def test_published_sampling_is_the_paper_protocol_but_for_the_sampling():
-    rows = {
-        "PDO-eS2CNN-small": {},
-        "nearest-ring": {"stencil": "paper"},
-        "nearest-ring-subsampled": {"stencil": "paper", "smooth_pooling": False},
+def test_published_sampling_differs_from_other_protocols_in_the_sampling():
+    small = ("paper", "PDO-eS2CNN-small")
+    beside = {
+        "PDO-eS2CNN-small": (*small, {}),
+        "nearest-ring": (*small, {"stencil": "paper"}),
+        "nearest-ring-subsampled": (*small, {"stencil": "paper", "smooth_pooling": False}),
+        "IcosahedralCNN-12000": ("workstation", "IcosahedralCNN", {}),
     }
     runs = planned_runs(load_protocol(CONFIG / "published_sampling.yaml"))
-    assert {(r.model, r.setting) for r in runs} == {(row, s) for row in rows for s in "NR"}
+    assert {(r.model, r.setting) for r in runs} == {(row, s) for row in beside for s in "NR"}
     for run in runs:
-        plain = paper_run("PDO-eS2CNN-small", run.setting)
+        protocol, model, options = beside[run.model]
+        plain = run_of(protocol, model, run.setting)
         faulty = plain.data.model_copy(update={"legacy_bilinear": True})
-        named = {"protocol": "published_sampling", "model": run.model, "options": rows[run.model]}
+        named = {"protocol": "published_sampling", "model": run.model, "options": options}
         assert run == plain.model_copy(update=named | {"data": faulty})
 
 
