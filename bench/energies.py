@@ -50,7 +50,7 @@ def write_energies(protocols: list[ProtocolConfig], results: Path, out: Path) ->
     with atomic_path(paths[0]) as path:
         found.to_csv(path, index=False, lineterminator="\n")
     with atomic_path(paths[1]) as path:
-        _learning_curve(found, path)
+        _draw(learning_curve(found), path)
     write_bytes(paths[2], parity(predictions(protocols[0], results)).png)
     return paths
 
@@ -66,15 +66,25 @@ def predictions(protocol: ProtocolConfig, results: Path) -> dict[str, np.ndarray
     return {model: np.concatenate(pairs) for model, pairs in found.items()}
 
 
-def _learning_curve(found: pd.DataFrame, path: Path) -> None:
-    """Of each network: mean error over folds and seeds, and its range, by molecules trained on."""
-    metric = TASKS[TASK].metric
+def learning_curve(found: pd.DataFrame) -> pd.DataFrame:
+    """Of each network and number of molecules trained on: mean, least and largest error over seeds
+    and those folds that were measured at every number, since folds differ more than seeds."""
+    parts = []
+    for _, rows in found.groupby("network", sort=False):
+        sizes = rows.groupby("setting")["trained_on"].nunique()
+        parts.append(rows[rows["setting"].isin(sizes[sizes == sizes.max()].index)])
+    groups = pd.concat(parts).groupby(["network", "trained_on"], sort=False)
+    return groups[TASKS[TASK].metric].agg(["mean", "min", "max"]).reset_index()
+
+
+def _draw(curve: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    for network, rows in found.groupby("network", sort=False):
-        groups = rows.groupby("trained_on")[metric]
-        mean = groups.mean()
-        spread = [mean - groups.min(), groups.max() - mean]
-        axes.errorbar(mean.index, mean, yerr=spread, marker="o", capsize=3, label=network)
+    for network, rows in curve.groupby("network", sort=False):
+        rows = rows.sort_values("trained_on")
+        spread = [rows["mean"] - rows["min"], rows["max"] - rows["mean"]]
+        axes.errorbar(
+            rows["trained_on"], rows["mean"], yerr=spread, marker="o", capsize=3, label=network
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("molecules trained on")

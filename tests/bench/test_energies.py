@@ -9,7 +9,7 @@ import torch
 
 from bench.__main__ import main
 from bench.config import parse_protocol, planned_runs
-from bench.energies import errors, predictions
+from bench.energies import errors, learning_curve, predictions
 from bench.engine import train
 from bench.errors import RunError
 from data_prep.spherical_qm7 import prepare
@@ -64,6 +64,18 @@ def test_predictions_give_the_errors_of_the_table(results):
         squares = found[found.model == model].rmse_kcal_per_mol ** 2
         mean = np.mean((values[:, 0] - values[:, 1]) ** 2)
         assert mean == pytest.approx(squares.mean(), rel=1e-5)
+
+
+def test_a_learning_curve_is_of_the_folds_that_all_sizes_have():
+    """Of the second size fold 1 alone is hard; the first was measured on fold 0 alone."""
+    rows = [("a", "fold0", 50, 4.0), ("a", "fold0", 90, 3.0), ("a", "fold0", 90, 5.0)]
+    rows += [("a", "fold1", 90, 100.0), ("b", "fold2", 70, 7.0)]
+    found = pd.DataFrame(rows, columns=["network", "setting", "trained_on", "rmse_kcal_per_mol"])
+    assert learning_curve(found).to_numpy().tolist() == [
+        ["a", 50, 4, 4, 4],
+        ["a", 90, 4, 3, 5],
+        ["b", 70, 7, 7, 7],
+    ]
 
 
 def test_command_writes_table_and_figures(results, tmp_path):
