@@ -181,7 +181,7 @@ def confusions(found: dict[str, np.ndarray], column: str, labels: Sequence[str])
         axes.set_xlabel("taken for")
     panels[0, 0].set_ylabel("class")
     if labels:
-        plot.colorbar(image, ax=panels[0, -1], label="share of the class", shrink=0.7)
+        plot.colorbar(image, ax=list(panels[0]), label="share of the class", shrink=0.7)
     alt = f"Confusions of {', '.join(found)}, {column}, all runs: shares of each class"
     return finish(plot, "-".join(["confusion", *found][:2]), alt)
 
