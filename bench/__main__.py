@@ -245,7 +245,7 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _equivariance(options: argparse.Namespace) -> None:
-    from bench.equivariance import as_text, certificate
+    from bench.certificate import as_text, certificate
 
     torch.set_num_threads(1)  # as in training: the sums come out the same everywhere
     _keep_freed_memory()

@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
+from bench.certificate import certificate
 from bench.config import ProtocolConfig
-from bench.equivariance import certificate
 from bench.errors import RunError
 from bench.provenance import git_state, hardware, origin
 from bench.tables import build_table, command, finished_runs

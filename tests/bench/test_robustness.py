@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bench.__main__ import main
+from bench.certificate import certificate
 from bench.config import parse_protocol, planned_runs
 from bench.engine import train
-from bench.equivariance import certificate
 from bench.errors import RunError
 from bench.robustness import certificates
 from tests.conftest import tiny_protocol
