@@ -4,7 +4,7 @@ what `bench.equivariance` finds."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +29,26 @@ from data_prep.grids import grid_points
 from data_prep.spherical_mnist import haar_rotations
 from pdo.mesh import MAX_LEVEL
 
-LEVELS = {"spherical_mnist": 4, "qm7": 2, "stanford_2d3ds": 5, "synthetic_rooms": 4}
-"""Of each task's networks where no run says which."""
-NEVER = dict.fromkeys(("stanford_2d3ds", "synthetic_rooms"), IGNORED)
-"""Classes that a task never predicts."""
-SIGNALS = {"spherical_mnist": 100, "qm7": 40, "stanford_2d3ds": 8, "synthetic_rooms": 8}
-"""Of each kind."""
+
+class Certified(NamedTuple):
+    """How networks of a task are certified."""
+
+    level: int
+    """Where no run says which."""
+    signals: int
+    """Of each kind, where nobody says how many."""
+    keys: tuple[str, ...] = ()
+    """Of a run's data: those that say how its signals are made."""
+    never: tuple[int, ...] = ()
+    """Classes that are not predicted."""
+
+
+CERTIFIED = {
+    "spherical_mnist": Certified(level=4, signals=100, keys=("source", "legacy_bilinear")),
+    "qm7": Certified(level=2, signals=40, keys=("source", "power", "radius", "self_exclusion")),
+    "stanford_2d3ds": Certified(level=5, signals=8, never=IGNORED),
+    "synthetic_rooms": Certified(level=4, signals=8, never=IGNORED),
+}
 
 
 def certificate(
@@ -47,13 +61,13 @@ def certificate(
     seed: int = 0,
     data: Path = Path("data"),
 ) -> dict[str, Any]:
-    """Certify a registered model on so many `signals` of each kind its task has (None: SIGNALS),
+    """Certify a registered model on so many `signals` of each kind its task has (None: CERTIFIED),
     all under the same Haar `rotations`; plain values for JSON, defined in `bench.equivariance`.
 
     Without `weights` the network is untrained: random, its batch-norm statistics taken from the
     unrotated signals, anew for each kind. `weights` is a run's weights.safetensors; task, level,
     options and kind of data are then those of config.yaml beside it, if there is one. Else the task
-    is the first one with a model of that name, the level that of LEVELS, and real digits and
+    is the first one with a model of that name, the level that of CERTIFIED, and real digits and
     molecules are taken from `data`/raw if they are there, else synthetic ones.
 
     Raises:
@@ -70,8 +84,9 @@ def certificate(
         raise ConfigError(f"{weights} read Omni-MNIST, another projection: take those of N or R")
     task = _task_of(name, run.get("task", task))
     settings = run.get("data", {})
-    level = settings.get("level", LEVELS[task]) if level is None else level
-    signals = SIGNALS[task] if signals is None else signals
+    how = CERTIFIED[task]
+    level = settings.get("level", how.level) if level is None else level
+    signals = how.signals if signals is None else signals
     if signals < 2:
         raise ConfigError(f"--signals must be at least 2 (errors are relative), not {signals}")
     if rotations < 1:
@@ -92,12 +107,10 @@ def certificate(
         parameters = sum(p.numel() for p in network().parameters())
     except ValueError as error:
         raise ConfigError(f"{name} at level {level}: {error}") from error
+    sampling = {key: settings[key] for key in how.keys if key in settings}
     if task == "qm7":
-        keys = ("power", "radius", "self_exclusion", "source")
-        potential = {key: settings[key] for key in keys if key in settings}
-        kinds = molecules(points, signals, seed, data, **potential)
+        kinds = molecules(points, signals, seed, data, **sampling)
     elif task == "spherical_mnist":
-        sampling = {key: settings[key] for key in ("source", "legacy_bilinear") if key in settings}
         kinds = digits(points, signals, seed, data, **sampling)
     else:
         kinds = rooms(points, signals, seed)
@@ -113,7 +126,7 @@ def certificate(
             except ValueError as error:
                 raise RunError(f"{name} cannot take these {kinds.source}: {error}") from error
         interpolate = bilinear_interpolation if grid.startswith("planar") else interpolation
-        inputs[kind] = certify(model, batches, points, turns, interpolate, NEVER.get(task, ()))
+        inputs[kind] = certify(model, batches, points, turns, interpolate, how.never)
     return {
         "model": name,
         "task": task,
@@ -197,10 +210,10 @@ def _task_of(name: str, task: str | None) -> str:
         tasks = [t for t, model in MODELS if model == name]
         if not tasks:
             raise unknown("model", name, {model for _, model in MODELS})
-        task = next((t for t in tasks if t in LEVELS), tasks[0])
+        task = next((t for t in tasks if t in CERTIFIED), tasks[0])
     if name not in models_of(task):
         raise unknown(f"model of task {task}", name, models_of(task))
-    if task not in LEVELS:
+    if task not in CERTIFIED:
         raise ConfigError(f"bench/rotated_signals.py has no signals of task {task} to rotate")
     return task
 
