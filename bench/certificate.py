@@ -46,7 +46,7 @@ class Certified(NamedTuple):
 CERTIFIED = {
     "spherical_mnist": Certified(level=4, signals=100, keys=("source", "legacy_bilinear")),
     "qm7": Certified(level=2, signals=40, keys=("source", "power", "radius", "self_exclusion")),
-    "stanford_2d3ds": Certified(level=5, signals=8, never=IGNORED),
+    "stanford_2d3ds": Certified(level=5, signals=8, keys=("missing_depth_far",), never=IGNORED),
     "synthetic_rooms": Certified(level=4, signals=8, never=IGNORED),
 }
 
@@ -113,7 +113,7 @@ def certificate(
     elif task == "spherical_mnist":
         kinds = digits(points, signals, seed, data, **sampling)
     else:
-        kinds = rooms(points, signals, seed)
+        kinds = rooms(points, signals, seed, **sampling)
     turns = haar_rotations(rotations, np.random.default_rng(derive(seed, "rotations")))
     inputs = {}
     for kind, batches in kinds.batches.items():

@@ -3,7 +3,8 @@ a grid, for the certificate (`bench.equivariance`).
 
 - digits: images on the sphere as in `data_prep.spherical_mnist`, f_R(x) = image(project(R x));
 - molecules: potentials round the atoms of the molecule that is turned by R^-1;
-- rooms: generated panoramas, sampled as in `data_prep.room_signals` at R x;
+- rooms: generated panoramas, some without depth in places as the real ones, sampled as in
+  `data_prep.room_signals` at R x;
 - band-limited: f = sum over 1 <= l <= L, |m| <= l of a_lm Y_lm in real orthonormal spherical
   harmonics, L = BAND_LIMIT, a_lm independent Gaussians of variance 4 pi / (L (2 l + 1)). All
   degrees have the same power, the mean over the sphere is 0 and the mean square 1 on average.
@@ -30,7 +31,7 @@ from bench.seeds import derive
 from bench.tasks import MNIST_MEAN, MNIST_STD
 from bench.tasks_qm7 import in_one_batch
 from data_prep.qm7 import FILE, FOLDS, load_qm7
-from data_prep.room_signals import rgbd_signal
+from data_prep.room_signals import Quirks, rgbd_signal
 from data_prep.spherical_mnist import sampling_matrix, stratified_subset, to_bytes
 from data_prep.spherical_qm7 import RADII, least_distance, potentials
 from data_prep.stanford import (
@@ -159,13 +160,14 @@ def molecules(
     return Kinds({"molecules": batches}, found.source, torch.from_numpy(found.energies[chosen]))
 
 
-def rooms(points: np.ndarray, n: int, seed: int) -> Kinds:
-    """Panoramas of SyntheticRooms, made for the purpose, and as many band-limited signals."""
-    values = room_signals(n, points, seed)
+def rooms(points: np.ndarray, n: int, seed: int, missing_depth_far: bool = False) -> Kinds:
+    """Panoramas of SyntheticRooms, made for the purpose, and as many band-limited signals.
+    `missing_depth_far` is that of `data_prep.room_signals`; a run's other quirks change labels."""
+    values = room_signals(n, points, seed, Quirks(missing_depth_far=missing_depth_far))
     rng = np.random.default_rng(derive(seed, "band-limited"))
     smooth = band_limited_signals(n, points, rng, CHANNELS)
     kinds = {"rooms": in_batches(values, 2), "band-limited": in_batches(smooth, 2)}
-    return Kinds(kinds, "SyntheticRooms")
+    return Kinds(kinds, "SyntheticRooms" + ", missing depth far away" * missing_depth_far)
 
 
 def in_batches(values: Values, size: int) -> Batches:
@@ -191,7 +193,7 @@ def digit_signals(images: np.ndarray, points: np.ndarray, legacy: bool = False) 
     return values
 
 
-def room_signals(n: int, points: np.ndarray, seed: int) -> Values:
+def room_signals(n: int, points: np.ndarray, seed: int, quirks: Quirks) -> Values:
     """The first panoramas of a generated set, normalised as the task's; not rounded to float16."""
     with TemporaryDirectory() as folder:
         generate(folder, max(n, 2 * len(AREAS)), 128, derive(seed, "rooms") % 2**32)
@@ -204,7 +206,9 @@ def room_signals(n: int, points: np.ndarray, seed: int) -> Values:
 
     def values(rotation: np.ndarray) -> np.ndarray:
         directions = points @ rotation.T
-        return np.stack([(rgbd_signal(*image, directions) - mean) / std for image in images])
+        return np.stack(
+            [(rgbd_signal(*image, directions, quirks) - mean) / std for image in images]
+        )
 
     return values
 

@@ -134,6 +134,18 @@ def test_weights_of_a_run(tmp_path):
     assert turned["inputs"] != found["inputs"]
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_rooms_lack_depth_as_those_of_the_run(tmp_path, far):
+    path = tmp_path / "weights.safetensors"
+    save_file(MODELS["stanford_2d3ds", "HexRUNet"].build(level=3).state_dict(), path)
+    (tmp_path / "config.yaml").write_text(
+        "{model: HexRUNet, task: stanford_2d3ds, "
+        f"data: {{level: 3, missing_as_clutter: true, missing_depth_far: {str(far).lower()}}}}}"
+    )
+    found = certificate("HexRUNet", weights=path, rotations=1, signals=2)
+    assert found["source"] == "SyntheticRooms" + ", missing depth far away" * far
+
+
 def test_molecules_on_the_command_line(capsys):
     """A name of several tasks is that of the first."""
     out = certified(capsys, "PDO-eS2CNN", "--signals", "3", "--rotations", "1")

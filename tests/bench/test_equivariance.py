@@ -27,7 +27,7 @@ from bench.rotated_signals import (
 from bench.seeds import derive
 from bench.tasks import MNIST_MEAN, MNIST_STD
 from data_prep.grids import grid_points
-from data_prep.room_signals import haar_rotation, prepare
+from data_prep.room_signals import Quirks, haar_rotation, prepare
 from data_prep.spherical_mnist import haar_rotations, sample_rotated, to_bytes
 from data_prep.stanford import RGBD_MEAN, RGBD_STD
 from data_prep.synthetic_digits import synthetic_digits
@@ -259,16 +259,18 @@ def test_molecules_turn_the_other_way(tmp_path):
         torch.testing.assert_close(*lengths, rtol=1e-5, atol=1e-5)
 
 
-def test_rooms_are_those_of_the_data(tmp_path):
-    """Against the code that prepares the turned panoramas."""
+@pytest.mark.parametrize("far", [False, True])
+def test_rooms_are_those_of_the_data(tmp_path, far):
+    """Against the code that prepares the turned panoramas; some of their points have no depth."""
     seed, points = derive(0, "rooms") % 2**32, grid_points("icosphere2")
     generate(tmp_path / "raw", 14, 128, seed)
-    prepare(tmp_path / "raw", "icosphere2", tmp_path / "out")
+    prepare(tmp_path / "raw", "icosphere2", tmp_path / "out", quirks=Quirks(missing_depth_far=far))
     turned = np.load(tmp_path / "out" / "rotated_rgbd.npy")
-    made = rooms(points, 2, 0).batches["rooms"]
-    for k in range(2):
-        (batch,) = made(haar_rotation(0, k).T)
-        signal = batch[k] * torch.tensor(RGBD_STD)[:, None] + torch.tensor(RGBD_MEAN)[:, None]
+    assert (turned[:6, 3] == (5 if far else 0)).any()
+    made = rooms(points, 6, 0, missing_depth_far=far).batches["rooms"]
+    for k in range(6):
+        shown = torch.cat(made(haar_rotation(0, k).T))
+        signal = shown[k] * torch.tensor(RGBD_STD)[:, None] + torch.tensor(RGBD_MEAN)[:, None]
         np.testing.assert_allclose(signal, turned[k].astype(float), atol=2e-3)
 
 
