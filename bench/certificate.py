@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from baselines.molecules import Molecules
+from baselines.molecules import ELEMENTS, Molecules
 from bench import equivariance
 from bench.equivariance import certify
 from bench.errors import ConfigError, RunError, unknown
@@ -37,15 +37,25 @@ class Certified(NamedTuple):
     """Where no run says which."""
     signals: int
     """Of each kind, where nobody says how many."""
+    least: int = 2
+    """Signals: with fewer there is no spread to which errors are relative."""
     keys: tuple[str, ...] = ()
     """Of a run's data: those that say how its signals are made."""
     never: tuple[int, ...] = ()
     """Classes that are not predicted."""
+    unit: str | None = None
+    """Of outputs."""
 
 
 CERTIFIED = {
     "spherical_mnist": Certified(level=4, signals=100, keys=("source", "legacy_bilinear")),
-    "qm7": Certified(level=2, signals=40, keys=("source", "power", "radius", "self_exclusion")),
+    "qm7": Certified(
+        level=2,
+        signals=40,
+        least=len(ELEMENTS) + 2,  # a fit to composition can match one fewer
+        keys=("source", "power", "radius", "self_exclusion"),
+        unit="kcal/mol",
+    ),
     "stanford_2d3ds": Certified(level=5, signals=8, keys=("missing_depth_far",), never=IGNORED),
     "synthetic_rooms": Certified(level=4, signals=8, never=IGNORED),
 }
@@ -71,7 +81,7 @@ def certificate(
     molecules are taken from `data`/raw if they are there, else synthetic ones.
 
     Raises:
-        ConfigError: unknown task or model, or not the weights'; level out of range, fewer than 2
+        ConfigError: unknown task or model, or not the weights'; level out of range, too few
             signals, no rotation, a negative seed; weights that read Omni-MNIST.
         RunError: the weights cannot be read or are another network's, their digits are missing, or
             the network cannot take the molecules.
@@ -87,8 +97,10 @@ def certificate(
     how = CERTIFIED[task]
     level = settings.get("level", how.level) if level is None else level
     signals = how.signals if signals is None else signals
-    if signals < 2:
-        raise ConfigError(f"--signals must be at least 2 (errors are relative), not {signals}")
+    if signals < how.least:
+        raise ConfigError(
+            f"--signals must be at least {how.least} (errors are relative), not {signals}"
+        )
     if rotations < 1:
         raise ConfigError(f"--rotations must be at least 1, not {rotations}")
     if seed < 0:
@@ -140,6 +152,7 @@ def certificate(
         "seed": seed,
         "band_limit": BAND_LIMIT,
         "interpolation_neighbours": NEIGHBOURS,
+        "unit": how.unit,
         **git_state(),
         "definitions": equivariance.__doc__,
         "inputs": inputs,
@@ -176,12 +189,18 @@ def as_text(result: dict[str, Any]) -> str:
         f"{result['weights'] or 'untrained'}\n{result['signals']} signals x "
         f"{result['rotations']} rotations, seed {result['seed']}; {result['source']}"
     )
-    agreement = [
-        f"{kind}: {100 * found['agreement']:.1f} % of predictions agree "
-        f"(of unrelated signals: {100 * found['agreement_by_chance']:.1f} %)"
-        for kind, found in result["inputs"].items()
-        if found["agreement"] is not None
-    ]
+    said = []
+    for kind, found in result["inputs"].items():
+        if found["agreement"] is not None:
+            said.append(
+                f"{kind}: {100 * found['agreement']:.1f} % of predictions agree "
+                f"(of unrelated signals: {100 * found['agreement_by_chance']:.1f} %)"
+            )
+        if result["unit"] is not None:
+            said.append(
+                f"{kind}: an error of 1 in the output is {found['output']['spread']:.3g} "
+                f"{result['unit']}, the spread of what composition does not explain"
+            )
     note = (
         "Errors under rotation in units of the standard deviation between signals; /norm: of their "
         "norm.\nFields are pulled back by interpolation; floor: its own error at degree "
@@ -189,7 +208,7 @@ def as_text(result: dict[str, Any]) -> str:
         "or bench/equivariance.py."
     )
     body = tabulate(rows, columns, tablefmt="simple", floatfmt=".4f", missingval="")
-    return "\n".join([head, "", body, "", *agreement, *([""] if agreement else []), note])
+    return "\n".join([head, "", body, "", *said, *([""] if said else []), note])
 
 
 def _fit(model: Any, batches: list[Molecules], energies: Tensor) -> None:

@@ -13,6 +13,17 @@ sqrt 2 what exchanging a signal for another does (root mean square). `mean` and 
 k; `mean_of_norm` and `max_of_norm` have norm^2 = mean_i |y_i|^2 in place of spread^2 (this flatters
 outputs with a large common mean).
 
+Energies of molecules differ by composition first of all, and so do invariants summed over atoms;
+that part stays what it is under rotation, whatever the network does. So both are certified without
+it: not the mean is subtracted from y_i, but c_i, the least-squares fit of the network's own y_i to
+a constant and the numbers of atoms of each element,
+
+    spread^2 = sum_i |y_i - c_i|^2 / (n - r),
+
+n the number of molecules and r <= 5 the rank of those numbers less their means, which is what the
+fit takes beside the constant. (How the network splits the two, by its `fit`, is not asked.) The
+`spread` of energies is in kcal/mol; so is their `norm`, which is that of the whole.
+
 A field (mode n = 0 of the networks that have fibres, one value per field and vertex; the scores of
 labels at each point, in segmentation) is an output like any other once it is pulled back: y_ik(P)
 is compared with y_i(R_k P), interpolated, in L2 norms over the sphere. What interpolation alone
@@ -37,6 +48,7 @@ from scipy.spatial import SphericalVoronoi
 from torch import nn
 from tqdm import tqdm
 
+from baselines.molecules import Molecules
 from bench.interpolation import Interpolation, interpolation
 from bench.rotated_signals import Batches, band_limited_signals
 
@@ -59,7 +71,8 @@ def certify(
     and `agreement_by_chance` (of two signals drawn at random), else None.
     """
     model.eval()
-    still = _outputs(model, batches(np.eye(3)))
+    unrotated = batches(np.eye(3))
+    still, atoms = _outputs(model, unrotated), _atoms(unrotated)
     sizes = {len(value) for value in still.values() if value.ndim == 3}
     areas = {size: SphericalVoronoi(points[:size]).calculate_areas() for size in sizes}
     moves, trips, agreement = defaultdict(list), defaultdict(list), []
@@ -82,7 +95,7 @@ def certify(
     def errors(key: str) -> dict[str, Any]:
         value = still[key]
         if value.ndim == 2:
-            return _relative(moves[key], value)
+            return _relative(moves[key], value, atoms=atoms)
         area, vertices = areas[len(value)], points[: len(value)]
         return {
             "vertices": len(vertices),
@@ -137,6 +150,13 @@ def _outputs(model: Any, batches: list[Any]) -> dict[str, np.ndarray]:
     return {key: torch.cat(part, dim=-1).double().numpy() for key, part in parts.items()}
 
 
+def _atoms(batches: list[Any]) -> np.ndarray | None:
+    """Of molecules, the atoms of each element, (signals, 5); None of other signals."""
+    if not isinstance(batches[0], Molecules):
+        return None
+    return torch.cat([batch.counts for batch in batches]).double().numpy()
+
+
 def _apply(matrix: sparse.csr_array, field: np.ndarray) -> np.ndarray:
     return (matrix @ field.reshape(len(field), -1)).reshape(len(field), *field.shape[1:])
 
@@ -149,11 +169,19 @@ def _norms(values: np.ndarray, areas: np.ndarray | None = None) -> np.ndarray:
 
 
 def _relative(
-    distances: list[np.ndarray], reference: np.ndarray, areas: np.ndarray | None = None
+    distances: list[np.ndarray],
+    reference: np.ndarray,
+    areas: np.ndarray | None = None,
+    atoms: np.ndarray | None = None,
 ) -> dict[str, float | None]:
-    """The errors defined above, from |y_ik - y_i| and the y_i; None in place of x / 0."""
-    deviations = _norms(reference - reference.mean(-1, keepdims=True), areas)
-    spread = float(np.sqrt(np.mean(deviations**2)))
+    """The errors defined above, from |y_ik - y_i| and the y_i, of molecules with so many `atoms` of
+    each element; None in place of x / 0."""
+    deviations, free = reference - reference.mean(-1, keepdims=True), reference.shape[-1]
+    if atoms is not None:
+        centred = atoms - atoms.mean(axis=0)
+        slopes, _, rank, _ = np.linalg.lstsq(centred, deviations.T)
+        deviations, free = deviations - (centred @ slopes).T, free - rank
+    spread = float(np.sqrt(np.sum(_norms(deviations, areas) ** 2) / free))
     norm = float(np.sqrt(np.mean(_norms(reference, areas) ** 2)))
     found: dict[str, float | None] = {}
     for suffix, unit in (("", spread), ("_of_norm", norm)):

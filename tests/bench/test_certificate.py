@@ -1,6 +1,7 @@
 """Certificates of registered networks, trained and untrained, and the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,8 @@ def certified(capsys, *arguments):
 
 def test_every_network_of_molecules_and_rooms_is_certified():
     found = {
-        name: certificate(name, task, level=level, rotations=1, signals=2, data=Path("nowhere"))
-        for task, level in (("qm7", 1), ("synthetic_rooms", 3))
+        name: certificate(name, task, level, rotations=1, signals=signals, data=Path("nowhere"))
+        for task, level, signals in (("qm7", 1, 7), ("synthetic_rooms", 3, 2))
         for name in models_of(task)
         if (task, name) not in (("qm7", "PDO-eS2CNN"), ("qm7", "MLP-random-CM"))
     }
@@ -87,7 +88,7 @@ def test_command_line(capsys):
     assert (found["model"], found["level"]) == ("PDO-eS2CNN-small", 3)
     assert found["grid"] == "icosphere3-equator"
     assert (found["signals"], found["rotations"], found["seed"]) == (10, 2, 0)
-    assert found["source"] == "synthetic digits" and found["weights"] is None
+    assert found["source"] == "synthetic digits" and found["weights"] is found["unit"] is None
     assert "error_ik = |y_ik - y_i| / spread" in found["definitions"]
     for kind in ("digits", "band-limited"):
         result = found["inputs"][kind]
@@ -148,8 +149,9 @@ def test_rooms_lack_depth_as_those_of_the_run(tmp_path, far):
 
 def test_molecules_on_the_command_line(capsys):
     """A name of several tasks is that of the first."""
-    out = certified(capsys, "PDO-eS2CNN", "--signals", "3", "--rotations", "1")
-    assert "PDO-eS2CNN (qm7) at level 2 (icosphere2), untrained\n3 signals x 1 rotations" in out
+    out = certified(capsys, "PDO-eS2CNN", "--signals", "7", "--rotations", "1")
+    assert "PDO-eS2CNN (qm7) at level 2 (icosphere2), untrained\n7 signals x 1 rotations" in out
+    assert re.search(r"molecules: an error of 1 in the output is [0-9.]+ kcal/mol, the spread", out)
     assert "synthetic molecules" in out or "QM7" in out
     assert out.count("molecules") >= 2 and "agree" not in out
 
@@ -167,6 +169,7 @@ def test_molecules_on_the_command_line(capsys):
         (["UGSCNN", "--seed", "-1"], "--seed must be at least 0, not -1"),
         (["UGSCNN", "--weights", "."], ". is a folder: name the weights.safetensors in it"),
         (["UGSCNN", "--signals", "1"], "--signals must be at least 2"),
+        (["MLP-random-CM", "--signals", "6"], "--signals must be at least 7 (errors are relative)"),
         (["UGSCNN", "--rotations", "0"], "--rotations must be at least 1"),
         (["UGSCNN", "--weights", "none.safetensors"], "none.safetensors is missing"),
     ],

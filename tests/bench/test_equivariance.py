@@ -10,6 +10,7 @@ from scipy.special import eval_legendre
 from torch import nn
 
 from baselines.coulomb_mlp import CoulombMLP
+from baselines.molecules import ELEMENTS
 from bench.certificate import warm_up
 from bench.equivariance import certify
 from bench.errors import RunError
@@ -26,6 +27,7 @@ from bench.rotated_signals import (
 )
 from bench.seeds import derive
 from bench.tasks import MNIST_MEAN, MNIST_STD
+from bench.tasks_qm7 import in_one_batch
 from data_prep.grids import grid_points
 from data_prep.room_signals import Quirks, haar_rotation, prepare
 from data_prep.spherical_mnist import haar_rotations, sample_rotated, to_bytes
@@ -242,6 +244,75 @@ def test_errors_of_fields_are_means_over_the_sphere_not_over_points():
     found = certify(InTurn(), lambda _: [constant], points, IDENTITY, bilinear_interpolation)
     assert found["output"]["spread"] == pytest.approx(1)
     assert found["output"]["mean"] == pytest.approx(np.sqrt(1 - np.cos(np.pi * 5 / 16)), rel=1e-3)
+
+
+def random_molecules(n):
+    """Of 3 to 9 atoms of all elements at normally distributed places, in two batches."""
+    rng = np.random.default_rng(4)
+    parts = []
+    for size in (n // 3, n - n // 3):
+        atoms = rng.integers(3, 10, size)
+        charges, positions = rng.choice(ELEMENTS, atoms.sum()), rng.normal(size=(atoms.sum(), 3))
+        parts.append((atoms, charges, positions))
+
+    def batches(rotation):
+        return [in_one_batch(atoms, z, p @ rotation, None) for atoms, z, p in parts]
+
+    return batches
+
+
+class Energies(nn.Module):
+    """Composition, exactly, and half of what `term` says of a molecule's first atom, (B, 3)."""
+
+    def __init__(self, term, composition=300.0):
+        super().__init__()
+        self.term, self.composition = term, composition
+
+    def forward(self, molecules):
+        return self.invariants(molecules).sum(dim=1) - 1000
+
+    def invariants(self, molecules):
+        atoms = molecules.molecule.bincount()
+        first = molecules.positions[atoms.cumsum(0) - atoms].double()
+        composition = molecules.counts.double() @ torch.arange(1.0, 6).double()
+        return torch.stack([self.composition * composition, self.term(first) / 2], dim=1)
+
+
+@pytest.mark.parametrize("n", [12, 400])
+def test_errors_of_energies_are_relative_to_what_composition_leaves(n):
+    """By hand, with the projection onto composition. However much of the output is composition,
+    the spread is that of half a normal variable."""
+    make = random_molecules(n)
+
+    def heights(rotation):
+        model = Energies(lambda first: first[:, 2])
+        return np.concatenate([model.invariants(batch)[:, 1] for batch in make(rotation)])
+
+    counts = np.concatenate([batch.counts for batch in make(np.eye(3))])
+    design = np.column_stack([counts, np.ones(n)])
+    still = heights(np.eye(3))
+    spread = np.sqrt(np.sum((still - design @ np.linalg.pinv(design) @ still) ** 2) / (n - 5))
+    errors = [np.abs(heights(rotation) - still) / spread for rotation in ROTATIONS]
+    for composition in (0, 1, 300):
+        model = Energies(lambda first: first[:, 2], composition)
+        found = certify(model, make, np.zeros((0, 3)), ROTATIONS)
+        for key in ("output", "invariants"):
+            assert found[key]["spread"] == pytest.approx(spread)
+            assert found[key]["mean"] == pytest.approx(np.mean(errors))
+            assert found[key]["max"] == pytest.approx(np.max(errors))
+    assert found["output"]["norm"] > 1000
+    assert n == 12 or spread == pytest.approx(0.5, rel=0.1)
+
+
+def test_energies_that_rotation_leaves_have_no_error():
+    """None at all, not even where composition is all there is; distances are rounded."""
+    for term, largest in (
+        (lambda first: 0 * first[:, 0] + torch.arange(len(first)), 0),
+        (lambda first: 0 * first[:, 0], 0),
+        (lambda first: first.norm(dim=1), 1e-5),
+    ):
+        found = certify(Energies(term), random_molecules(30), np.zeros((0, 3)), ROTATIONS)
+        assert found["output"]["mean"] <= found["output"]["max"] <= largest
 
 
 def test_molecules_turn_the_other_way(tmp_path):
