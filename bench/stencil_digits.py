@@ -1,6 +1,7 @@
 """Stencil families on digits: what rotations do to random networks, and what these keep.
 
-A network of random weights stands in for a trained one, which would take hours for each family:
+A network of random weights stands in for a trained one, which would take hours for each family. It
+reads digits where networks do, round the middle of an edge (`data_prep.grids.equator_pose`):
 
 - movement: rms change of the pooled features when a digit is rotated / their standard deviation
   between upright digits (median over features);
@@ -12,7 +13,6 @@ All are training digits of MNIST: what is chosen here is not chosen on the test 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,17 +21,19 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from bench import speed
 from bench.errors import ConfigError
 from bench.stencil_families import SMOOTH, Family, Smoother, smoother_stencil
+from data_prep.grids import equator_pose
 from data_prep.mnist import Digits
 from data_prep.spherical_mnist import haar_rotations, sample_rotated
 from data_prep.synthetic_digits import mnist_or_synthetic
 from pdo.activation import FieldNormReLU
 from pdo.frames import default_frames
-from pdo.layers import InvariantReadout, PDOConv
-from pdo.local import Derivatives, FieldOperator
+from pdo.layers import InvariantReadout, PDOConv, real_weights
+from pdo.local import Derivatives, FieldOperator, derive_and_mix
 from pdo.mesh import Icosphere
-from pdo.operators import derivative_matrix, transport_matrix
+from pdo.operators import coordinates, derivative_matrix, transport_matrix
 from pdo.sparse import SparseOperator
 from pdo.stencils import PAPER, Stencil, fit_stencil, restrict
 
@@ -40,6 +42,8 @@ WIDTHS = ((8,), (16, 16), (28, 28, 256))
 ORDERS, SAMPLES, BATCH = 2, 10, 50
 RIDGE = 0.01
 """Of the mean square of the (standardised) features."""
+REPEATS = 15
+"""Of the timed steps."""
 
 
 def digits_of(data: Path, n_train: int, n_test: int) -> Digits:
@@ -71,6 +75,7 @@ def compare_on_digits(
     torch.manual_seed(seed)
     finest = family.mesh(level)
     network = random_network(family, finest, pool)
+    points = equator_pose(finest.vertices)
 
     def features(images: np.ndarray, rotations: np.ndarray | None = None) -> np.ndarray:
         if rotations is None:
@@ -78,7 +83,7 @@ def compare_on_digits(
         parts = []
         for i in range(0, len(images), BATCH):
             part = slice(i, i + BATCH)
-            samples = sample_rotated(images[part], rotations[part], finest.vertices)
+            samples = sample_rotated(images[part], rotations[part], points)
             x = torch.tensor(samples.T[:, None, None] / 50, dtype=torch.get_default_dtype())
             parts.append(network(x.contiguous()).double().numpy())
         return np.concatenate(parts)
@@ -99,17 +104,44 @@ def compare_on_digits(
 
 
 class FamilyConv(PDOConv):
-    """`pdo.layers.PDOConv` with the operators of a family: smoothers, then the fit."""
+    """`pdo.layers.PDOConv` with the operators of a family: its smoothers, one after the other, then
+    the fit. For `raw_identity` the identity is a part of its own, mixed from the signal as it was;
+    its rows are the first ones of every order."""
 
     def __init__(
         self, mesh: Icosphere, in_fields: int, out_fields: int, input_orders: int, family: Family
     ) -> None:
         super().__init__(mesh, in_fields, out_fields, ORDERS, input_orders, PAPER)
-        smoothers, derivatives, identity = layer_matrices(mesh, family, input_orders)
-        for matrix in reversed(smoothers):
-            derivatives = derivatives @ matrix
-        matrix = sparse.csr_array(derivatives + identity)
-        self.derivatives = Derivatives(matrix, self.derivatives.rows_of_order, 2 * input_orders + 1)
+        frames, n, rows = default_frames(mesh), 2 * input_orders + 1, self.derivatives.rows_of_order
+        smoothers = [smoother_stencil(mesh, frames, s) for s in family.smoothers]
+        self.smoothers = nn.Sequential(
+            *(FieldOperator(_average(s, mesh, input_orders), n) for s in smoothers)
+        )
+        fit = fit_stencil(mesh, frames, family.fit)
+        if family.raw_identity:
+            fit.weights[:, 0] = fit.rows == fit.cols
+        matrix = derivative_matrix(fit, mesh.mean_edge, input_orders, ORDERS, len(mesh))
+        self.identity = None
+        if family.raw_identity:
+            first = [len(range(n)[coordinates(m)]) for m in range(ORDERS + 1)]
+            alone = np.concatenate(
+                [np.tile(np.arange(r) < f, len(mesh)) for r, f in zip(rows, first, strict=True)]
+            )
+            self.identity = Derivatives(matrix[alone], first, n)
+            matrix, rows = matrix[~alone], tuple(np.subtract(rows, first))
+        self.derivatives = Derivatives(matrix, rows, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, smooth = [real_weights(w) for w in self.weights], self.smoothers(x)
+        if self.identity is None:
+            mixed = derive_and_mix(smooth, self.derivatives, weights, x.dtype)
+        else:
+            widths = [rows * self.in_fields for rows in self.identity.rows_of_order]
+            first = [w[:, :k] for w, k in zip(weights, widths, strict=True)]
+            others = [w[:, k:] for w, k in zip(weights, widths, strict=True)]
+            mixed = derive_and_mix(x, self.identity, first, x.dtype)
+            mixed = mixed + derive_and_mix(smooth, self.derivatives, others, x.dtype)
+        return mixed.view(len(x), -1, self.out_fields, x.shape[3])
 
 
 class FamilyPool(nn.Module):
@@ -143,52 +175,20 @@ def random_network(family: Family, mesh: Icosphere, pool: Smoother) -> nn.Sequen
     return nn.Sequential(*layers, InvariantReadout(mesh))
 
 
-def layer_matrices(
-    mesh: Icosphere, family: Family, input_orders: int
-) -> tuple[list[sparse.csr_array], sparse.csr_array, sparse.csr_array]:
-    """The real matrices of a layer: the smoothers; the derivatives of what they give; and, not
-    empty for `raw_identity`, what the identity sees of the unsmoothed signal."""
-    frames, size = default_frames(mesh), len(mesh)
-    fit = fit_stencil(mesh, frames, family.fit)
-    smooth, raw = fit.weights.copy(), np.zeros_like(fit.weights)
-    if family.raw_identity:
-        smooth[:, 0], raw[fit.rows == fit.cols, 0] = 0, 1
-
-    def operators(weights: np.ndarray) -> sparse.csr_array:
-        stencil = Stencil(fit.rows, fit.cols, weights, fit.angles)
-        reached = min(ORDERS, input_orders + 2)
-        return derivative_matrix(stencil, mesh.mean_edge, input_orders, reached, size)
-
-    smoothers = [
-        _average(smoother_stencil(mesh, frames, s), mesh, input_orders) for s in family.smoothers
-    ]
-    return smoothers, operators(smooth), operators(raw)
-
-
 def cost(family: Family, level: int) -> dict[str, float]:
-    """Nonzeros per vertex of a group layer's sparse products (smoothers and derivatives), and their
-    time in float32 on 16 fields of 8 digits relative to the nearest ring's, which takes its turns
-    with them: the fastest of 15."""
-    mesh = family.mesh(level)
-    matrices, nearest = (_group_matrices(mesh, f) for f in (family, Family()))
-    operators = [[SparseOperator(m).float() for m in chain] for chain in (matrices, nearest)]
-    x = torch.randn(len(mesh) * (2 * ORDERS + 1), 16 * 8)
-    times: list[list[float]] = [[], []]
-    for _ in range(15):
-        for chain, found in zip(operators, times, strict=True):
-            start, y = time.perf_counter(), x
-            for operator in chain:
-                y = operator(y)
-            found.append(time.perf_counter() - start)
+    """Of a group layer: nonzeros per vertex of its sparse matrices (smoothers and derivatives); and
+    the time of its step, forward and backward in float32 (`bench.speed`), relative to the nearest
+    ring's on the same mesh, which takes its turns with it: medians of REPEATS."""
+    mesh, fields = family.mesh(level), speed.FIELDS
+    layer, nearest = (FamilyConv(mesh, fields, fields, ORDERS, f) for f in (family, Family()))
+    x = speed.random_field(mesh, 2 * ORDERS + 1, fields, speed.BATCH)
+    steps = {"own": speed.layer_step(layer, x), "nearest": speed.layer_step(nearest, x)}
+    seconds = speed.run_in_turn(steps, REPEATS)
+    products = [m for m in layer.modules() if isinstance(m, SparseOperator)]
     return {
-        "nonzeros": round(sum(m.nnz for m in matrices) / len(mesh), 1),
-        "relative time": round(min(times[0]) / min(times[1]), 2),
+        "nonzeros": round(sum(m.a_values.numel() for m in products) / len(mesh), 1),
+        "relative time": round(seconds["own"] / seconds["nearest"], 2),
     }
-
-
-def _group_matrices(mesh: Icosphere, family: Family) -> list[sparse.csr_array]:
-    smoothers, derivatives, identity = layer_matrices(mesh, family, ORDERS)
-    return [*smoothers, derivatives + identity]
 
 
 def _average(stencil: Stencil, mesh: Icosphere, orders: int) -> sparse.csr_array:

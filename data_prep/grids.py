@@ -17,10 +17,7 @@ def grid_points(name: str) -> np.ndarray:
     """Sampling points of the grid `name`, (P, 3) float64 unit vectors.
 
     - `icosphere<L>`: vertices of `pdo.mesh.Icosphere(L)`, P = 10 * 4^L + 2.
-    - `icosphere<L>-equator`: vertex k of the same mesh, but the point returned for it is turned by
-      90 degrees about x, (x, y, z) -> (x, -z, y). What lies at the south pole of the signal thus
-      appears at (0, -1, 0), the middle of an edge: for operators that are singular at the poles,
-      and for meshes that a half turn about that point maps to themselves.
+    - `icosphere<L>-equator`: the same vertices in `equator_pose`.
     - `latlon<b>`: the 2b x 2b grid of Kostelec & Rockmore's SOFT, beta_j = (2j + 1) pi / (4b),
       alpha_k = k pi / b, point j * 2b + k = (sin beta cos alpha, sin beta sin alpha, cos beta).
     - `latlon<b>-dh`: Driscoll & Healy's, beta_j = j pi / (2b): the north pole 2b times.
@@ -47,9 +44,17 @@ def grid_points(name: str) -> np.ndarray:
         return pixel_directions(8 * 2**number)
     points = Icosphere(number).vertices
     if match[3]:
-        x, y, z = points.T
-        points = np.column_stack([x, -z, y])
+        points = equator_pose(points)
     return points
+
+
+def equator_pose(vertices: np.ndarray) -> np.ndarray:
+    """Where the vertices (V, 3) of a mesh read a signal that is to lie on the equator: turned by 90
+    degrees about x, (x, y, z) -> (x, -z, y). What lies at the south pole of the signal thus appears
+    at (0, -1, 0), the middle of an edge of the icosahedron: for operators that are singular at the
+    poles, and for meshes that a half turn about that point maps to themselves."""
+    x, y, z = vertices.T
+    return np.column_stack([x, -z, y])
 
 
 def pixel_directions(rows: int) -> np.ndarray:

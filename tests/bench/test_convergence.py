@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y
 from sympy.physics.quantum.spin import Rotation as SympyRotation
 
-from bench import convergence, convergence_report, stencil_digits
+from bench import convergence, convergence_report, speed, stencil_digits
 from bench.__main__ import main
 from bench.convergence import (
     fibre_quantities,
@@ -33,14 +33,16 @@ from bench.stencil_families import (
     smoother_stencil,
 )
 from bench.wigner import factor, wigner_d
+from data_prep.synthetic_digits import synthetic_digits
 from pdo.direct import DEGREES, ETH, DirectPDOConv, TransportedStencil, turn_matrices
 from pdo.frames import default_frames, icosahedral_rotations
 from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
-from pdo.operators import derivative_matrix
+from pdo.operators import derivative_matrix, terms
 from pdo.stencils import PAPER, SMOOTHED, fit_stencil, layer_stencils, smoothing_stencil
 
 FRAMES = Rotation.random(40, random_state=0).as_matrix()
+DEGREES_OF_OPERATORS = np.array([0, 2, 1, 1, 2, 2])
 FEW = ("nearest ring (paper)", "equal average", "smoothed (default)")
 
 
@@ -247,9 +249,36 @@ def test_raw_identity_sees_the_signal_itself():
     np.testing.assert_array_equal(value, noise)
     np.testing.assert_array_equal(laplacian, same)
     assert np.std(smooth) < 0.6 * np.std(noise)
-    _, derivatives, identity = stencil_digits.layer_matrices(mesh, family, 0)
-    values = ((derivatives + identity) @ noise)[: 2 * len(mesh)].reshape(-1, 2)[:, :1]
-    np.testing.assert_allclose(values, noise, atol=1e-12)
+
+
+@pytest.mark.parametrize("input_orders", [0, 2])
+@pytest.mark.parametrize(
+    "name", ["2 rings, Gaussian 1", "equal average twice", "smoothed, raw identity"]
+)
+def test_family_layer_mixes_its_mode_operators(float64, name, input_orders):
+    """out_m = sum over terms of weight * operator f_n in complex modes, at m = 0 over real rows."""
+    mesh, family = Icosphere(2), FAMILIES[name]
+    layer = stencil_digits.FamilyConv(mesh, 1, 1, input_orders, family)
+    x = torch.randn(len(mesh), 2 * input_orders + 1, 1, 1)
+    found = layer(x).detach().squeeze().numpy()
+    operators, units = ModeOperators(mesh, family), mesh.mean_edge**DEGREES_OF_OPERATORS
+
+    def mode(field, n):
+        return field[:, 2 * n - 1 : 2 * n + 1] @ [1, 1j] / np.sqrt(2) if n else field[:, 0]
+
+    for m, weights in enumerate(layer.weights):
+        wanted, weights = 0, weights.detach().squeeze((-2, -1)).numpy()
+        rows = iter(weights if m == 0 else weights.T @ [1, 1j])
+        for term in terms(m, input_orders):
+            field = mode(x[..., 0, 0].numpy(), term.n)
+            value = units[term.operator] * operators([term.operator], field, term.n)[0]
+            if m > 0:
+                wanted = wanted + next(rows) * (value.conj() if term.conjugate else value)
+            elif term.n == 0:
+                wanted = wanted + next(rows) * value.real
+            else:
+                wanted = wanted + np.sqrt(2) * (next(rows) * value.real + next(rows) * value.imag)
+        np.testing.assert_allclose(mode(found, m), wanted, atol=1e-11)
 
 
 @pytest.mark.parametrize("exact", [0, 1, 2])
@@ -386,6 +415,7 @@ def little(monkeypatch):
     monkeypatch.setattr(convergence_report, "FAMILIES", few)
     monkeypatch.setattr(convergence_report, "POOLS", {"equal": EQUAL})
     monkeypatch.setattr(convergence_report, "SEEDS", (0,))
+    monkeypatch.setattr(stencil_digits, "REPEATS", 1)
     monkeypatch.setattr(stencil_digits, "WIDTHS", ((4,), (8,)))
 
 
@@ -437,6 +467,62 @@ def test_wrong_numbers(arguments, message, capsys, tmp_path):
     assert main(["convergence", *arguments, "--out", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def on_digits(float64, monkeypatch):
+    """`on_digits(family, turn)`: a small network on 50 digits, each turned by `turn` degrees about
+    its own axis; at random without it."""
+    monkeypatch.setattr(stencil_digits, "WIDTHS", ((4,), (32,)))
+    images = synthetic_digits(150, 50)
+
+    def compared(family, turn=None, pool=SMOOTH):
+        with monkeypatch.context() as patch:
+            if turn is not None:
+                turns = Rotation.from_euler("z", np.full((50, 1), turn), degrees=True).as_matrix()
+                patch.setattr(stencil_digits, "haar_rotations", lambda n, _: turns)
+            return stencil_digits.compare_on_digits(FAMILIES[family], images, 3, 0, pool)
+
+    return compared
+
+
+@pytest.mark.parametrize(
+    "family", ["nearest ring (paper)", "smoothed, raw identity", "smoothed, relaxed mesh"]
+)
+def test_only_a_half_turn_of_a_digit_moves_no_feature(on_digits, family):
+    """It maps the mesh to itself where networks read digits; a quarter turn does not."""
+    half, quarter = on_digits(family, 180), on_digits(family, 90)
+    assert half["movement"] < 1e-12 < 0.05 < quarter["movement"] < 0.5
+    assert half["N/R"] == half["N/N"] == quarter["N/N"] > 60  # one in ten by chance
+
+
+def test_what_random_rotations_move(on_digits):
+    """The nearest ring more than smoothed stencils, and with plain pools still more; a relaxed mesh
+    less than one with kinks."""
+    nearest, smoothed = on_digits(FEW[0]), on_digits(FEW[2])
+    assert nearest["movement"] > 1.5 * smoothed["movement"] > 0.1
+    assert nearest["N/R"] < nearest["N/N"] - 5
+    assert smoothed["N/R"] > nearest["N/R"] + 5
+    assert on_digits(FEW[0], pool=EQUAL)["movement"] > 1.05 * nearest["movement"]
+    assert on_digits("smoothed, relaxed mesh")["movement"] < 0.9 * smoothed["movement"]
+
+
+def test_cost_is_that_of_a_step_of_the_layer(monkeypatch):
+    """With numbers counted in the network's own layer, and times that are made up."""
+    mesh, (width, batch) = Icosphere(1), (speed.FIELDS, speed.BATCH)
+    layer = PDOConv(mesh, width, width, 2)
+
+    def taken(steps, repeats):
+        for step in steps.values():
+            gradients = [tuple(g.shape) for g in step()]
+            assert gradients[0] == (len(mesh), 5, width, batch)
+            assert gradients[1:] == [tuple(w.shape) for w in layer.weights]
+        return dict(zip(steps, (3.0, 2.0), strict=True))
+
+    monkeypatch.setattr(speed, "run_in_turn", taken)
+    found = stencil_digits.cost(FAMILIES["smoothed (default)"], 1)
+    nonzeros = layer.smoothing.forth.nnz + layer.derivatives.nnz
+    assert found == {"nonzeros": round(nonzeros / len(mesh), 1), "relative time": 1.5}
 
 
 def test_ridge_separates_what_is_separable():
