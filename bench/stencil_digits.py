@@ -178,7 +178,7 @@ def random_network(family: Family, mesh: Icosphere, pool: Smoother) -> nn.Sequen
 def cost(family: Family, level: int) -> dict[str, float]:
     """Of a group layer: nonzeros per vertex of its sparse matrices (smoothers and derivatives); and
     the time of its step, forward and backward in float32 (`bench.speed`), relative to the nearest
-    ring's on the same mesh, which takes its turns with it: medians of REPEATS."""
+    ring's on the same mesh, which takes its turns with it: the median of REPEATS ratios."""
     mesh, fields = family.mesh(level), speed.FIELDS
     layer, nearest = (FamilyConv(mesh, fields, fields, ORDERS, f) for f in (family, Family()))
     x = speed.random_field(mesh, 2 * ORDERS + 1, fields, speed.BATCH)
@@ -187,7 +187,7 @@ def cost(family: Family, level: int) -> dict[str, float]:
     products = [m for m in layer.modules() if isinstance(m, SparseOperator)]
     return {
         "nonzeros": round(sum(m.a_values.numel() for m in products) / len(mesh), 1),
-        "relative time": round(seconds["own"] / seconds["nearest"], 2),
+        "relative time": round(float(np.median(seconds["own"] / seconds["nearest"])), 2),
     }
 
 
