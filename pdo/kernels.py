@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import config, njit, prange, set_num_threads, types
-from numba.cpython.unsafe.tuple import tuple_setitem
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
-TILE = 4
-"""Terms of a sum over neighbours that are added in one loop."""
+VECTOR_BYTES, VECTORS = 64, 4
+"""Sums over neighbours: so many vectors at a time, for two rows, are kept in registers."""
 BLOCK = 256
 """Numbers of a fibre coordinate at a vertex that `relu` works on at a time, in a core's first-level
 cache."""
@@ -26,7 +27,7 @@ VERTICES = 64
 """Vertices whose partial sums are kept in the field's own precision, before float64."""
 
 CONTRACT = {"contract"}  # multiply-adds in one rounding; sums are not reordered
-NOWHERE = (np.uint64(0),) * TILE
+TWO = ir.IntType(64)(2)
 U = (
     np.uint64
 )  # an unsigned index spares the check for a negative one, and lets the loop be a vector's
@@ -101,109 +102,159 @@ def _take_of(target: Any, at: Any, source: Any, start: Any, count: Any) -> Any:
     return copied
 
 
+@intrinsic
+def _add_products(  # type: ignore[no-untyped-def]
+    typing, target, at, source, places, picks, start, stop, weights, first, count
+):
+    """target[at[r] + k] += sum over start <= s < stop of weights[first + 2 (s - start) + r] *
+    source[places[picks[s]] + k], for r = 0, 1 and k < count, in flat arrays. If at[0] = at[1], the
+    second is forgotten.
+
+    Written for LLVM in vectors: the sums of a block of k stay in registers while s runs. Of loops
+    it makes vectors of the innermost one alone: with k there, every sum is loaded and stored again
+    for every few s.
+    """
+    arguments = (target, at, source, places, picks, start, stop, weights, first, count)
+
+    def emit(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        target, source, places, picks, weights = (
+            context.make_array(signature.args[i])(context, builder, values[i]).data
+            for i in (0, 2, 3, 4, 7)
+        )
+        at, start, stop, first, count = (values[i] for i in (1, 5, 6, 8, 9))
+        number = context.get_data_type(signature.args[0].dtype)
+        size = context.get_abi_sizeof(number)
+        rows = [builder.gep(target, [builder.extract_value(at, r)]) for r in range(2)]
+        done = cgutils.alloca_once_value(builder, count.type(0))
+
+        def blocks(vectors, lanes):  # type: ignore[no-untyped-def]
+            """As many blocks of so many vectors as are left of k."""
+            vector, block = ir.VectorType(number, lanes), count.type(vectors * lanes)
+            sums = [[cgutils.alloca_once(builder, vector) for _ in range(vectors)] for _ in rows]
+
+            def place(base, k, i):  # type: ignore[no-untyped-def]
+                there = builder.gep(base, [builder.add(k, k.type(i * lanes))])
+                return builder.bitcast(there, vector.as_pointer())
+
+            def spread(value):  # type: ignore[no-untyped-def]
+                zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+                none = ir.Constant(vector, ir.Undefined)
+                one = builder.insert_element(none, value, ir.IntType(32)(0))
+                return builder.shuffle_vector(one, none, zeros)
+
+            left = builder.udiv(builder.sub(count, builder.load(done)), block)
+            with cgutils.for_range(builder, left):
+                k = builder.load(done)
+                for row, kept in zip(rows, sums, strict=True):
+                    for i in range(vectors):
+                        builder.store(builder.load(place(row, k, i), align=size), kept[i])
+                with cgutils.for_range(builder, builder.sub(stop, start)) as loop:
+                    pick = builder.load(builder.gep(picks, [builder.add(start, loop.index)]))
+                    base = builder.gep(source, [builder.load(builder.gep(places, [pick]))])
+                    w = builder.gep(weights, [builder.add(first, builder.mul(loop.index, TWO))])
+                    both = [spread(builder.load(builder.gep(w, [TWO.type(r)]))) for r in range(2)]
+                    for i in range(vectors):
+                        value = builder.load(place(base, k, i), align=size)
+                        for weight, kept in zip(both, sums, strict=True):
+                            product = builder.fmul(weight, value, flags=tuple(CONTRACT))
+                            total = builder.fadd(
+                                builder.load(kept[i]), product, flags=tuple(CONTRACT)
+                            )
+                            builder.store(total, kept[i])
+                for row, kept in zip(reversed(rows), reversed(sums), strict=True):
+                    for i in range(vectors):
+                        builder.store(builder.load(kept[i]), place(row, k, i), align=size)
+                builder.store(builder.add(k, block), done)
+
+        for vectors, lanes in ((VECTORS, VECTOR_BYTES // size), (1, VECTOR_BYTES // size), (1, 1)):
+            blocks(vectors, lanes)
+        return context.get_dummy_value()
+
+    return types.void(*arguments), emit
+
+
 @njit(parallel=True, fastmath=CONTRACT, cache=True)
 def gather(  # type: ignore[no-untyped-def]
-    x, near, rows, tiles, sources, weights, vertices, columns, out, parts
+    x, near, pairs, starts, picks, weights, vertices, columns, out, parts
 ):
     """Rows at some vertices as weighted sums over the vertices near them.
 
-    x: (V, N, C, B). near: (V', J). rows: (G, 2), pairs of rows that read the same things; the
-    second may be -1. tiles: (G + 1,), where the tiles of each pair start. sources: (T, TILE, 2),
-    what a tile reads: place in `near`, fibre coordinate. weights: (V', T, 2, TILE), for each row.
-    vertices: (n,), one after the other. out: (R, C, n, B) if `columns`, for matrix products; else
-    (V', R, C, B), a field. parts: channels are worked on in so many parts, one thread each.
+    x: (V, N, C, B). near: (V', J). pairs: (G, 2), pairs of rows that read the same things; the
+    second may be -1. starts: (G + 1,), where the reads of each pair start. picks: (S,), what is
+    read: place in `near` times N + fibre coordinate. weights: (V', S, 2), for each row. vertices:
+    (n,), in so many `parts`, one thread each. out: (R, C, n, B) if `columns`, for matrix products;
+    else (V', R, C, B), a field.
     """
     _, coordinates, channels, batch = x.shape
     length = channels * batch
     height = out.shape[0] if columns else out.shape[1]
-    flat, target = x.reshape(-1), out.reshape(-1)
-    zero = x.dtype.type(0)
-    width = (channels + parts - 1) // parts
-    for part in prange((channels + width - 1) // width):
-        c0, c1 = part * width, min(channels, (part + 1) * width)
-        k0, count = c0 * batch, U((c1 - c0) * batch)
-        sums = np.empty(2 * count, x.dtype)
-        at, w, u = NOWHERE, (zero, zero, zero, zero), (zero, zero, zero, zero)
-        for i in range(len(vertices)):
+    flat, target, flat_weights = x.reshape(-1), out.reshape(-1), weights.reshape(-1)
+    width = (len(vertices) + parts - 1) // parts
+    for part in prange(parts):
+        sums = np.empty(2 * length, x.dtype)
+        places = np.empty(near.shape[1] * coordinates, np.int64)
+        for i in range(part * width, min(len(vertices), (part + 1) * width)):
             v = vertices[i]
-            for g in range(len(rows)):
+            for j in range(near.shape[1]):
+                for q in range(coordinates):
+                    places[j * coordinates + q] = (near[v, j] * coordinates + q) * length
+            for g in range(len(pairs)):
                 sums[:] = 0
-                for t in range(tiles[g], tiles[g + 1]):
-                    for p in range(TILE):
-                        place = near[v, sources[t, p, 0]] * coordinates + sources[t, p, 1]
-                        at = tuple_setitem(at, p, U(place * length + k0))
-                        w = tuple_setitem(w, p, weights[v, t, 0, p])
-                        u = tuple_setitem(u, p, weights[v, t, 1, p])
-                    for k in range(count):
-                        a, b = sums[k], sums[count + k]
-                        for p in range(TILE):
-                            value = flat[at[p] + k]
-                            a += w[p] * value
-                            b += u[p] * value
-                        sums[k], sums[count + k] = a, b
+                start, stop = starts[g], starts[g + 1]
+                first = (v * len(picks) + start) * 2
+                _add_products(
+                    sums, (0, length), flat, places, picks, start, stop, flat_weights, first, length
+                )
                 for e in range(2):
-                    row = rows[g, e]
+                    row = pairs[g, e]
                     if row < 0:
                         continue
                     if columns:
-                        for c in range(c0, c1):
-                            start = U(((row * channels + c) * len(vertices) + i) * batch)
-                            _put(target, start, sums, U(e) * count + U((c - c0) * batch), U(batch))
+                        for c in range(channels):
+                            at = U(((row * channels + c) * len(vertices) + i) * batch)
+                            _put(target, at, sums, U(e * length + c * batch), U(batch))
                     else:
-                        _put(target, U((v * height + row) * length + k0), sums, U(e) * count, count)
+                        at = U((v * height + row) * length)
+                        _put(target, at, sums, U(e * length), U(length))
 
 
 @njit(parallel=True, fastmath=CONTRACT, cache=True)
 def scatter(  # type: ignore[no-untyped-def]
-    grad, near, places, tiles, sources, weights, vertices, total, parts
+    grad, near, pairs, starts, picks, weights, vertices, total, parts
 ):
     """The transpose of `gather` with columns: adds what gradients of the rows, (R, C, n, B), give
     the vertices near by to `total` (V, N, C, B).
 
-    places: (G, 2), pairs of fibre coordinates that the same rows read; twice the same for a single
-    one, whose second weights are 0. tiles: (G + 1,). sources: (T, TILE), the rows of a tile.
-    weights: (V', J, T, 2, TILE).
+    pairs: (G, 2), pairs of fibre coordinates that the same rows read; twice the same for a single
+    one. starts: (G + 1,), where the rows of each pair start. picks: (S,), rows. weights: (V', J, S,
+    2), for each coordinate. Channels are worked on in so many `parts`, one thread each: vertices
+    have neighbours in common.
     """
     _, coordinates, channels, batch = total.shape
     length = channels * batch
     height = grad.shape[0]
-    flat, source = total.reshape(-1), grad.reshape(-1)
-    zero = total.dtype.type(0)
+    flat, source, flat_weights = total.reshape(-1), grad.reshape(-1), weights.reshape(-1)
     width = (channels + parts - 1) // parts
     for part in prange((channels + width - 1) // width):
         c0, c1 = part * width, min(channels, (part + 1) * width)
-        k0, count = c0 * batch, U((c1 - c0) * batch)
-        rows = np.empty(U(height) * count, total.dtype)
-        at, w, u = NOWHERE, (zero, zero, zero, zero), (zero, zero, zero, zero)
+        k0, count = c0 * batch, (c1 - c0) * batch
+        rows = np.empty(height * count, total.dtype)
+        places = np.arange(height) * count
         for i in range(len(vertices)):
             v = vertices[i]
             for row in range(height):
                 for c in range(c0, c1):
-                    start = U(((row * channels + c) * len(vertices) + i) * batch)
-                    _take(rows, U(row) * count + U((c - c0) * batch), source, start, U(batch))
+                    at = U(((row * channels + c) * len(vertices) + i) * batch)
+                    _take(rows, U(row * count + (c - c0) * batch), source, at, U(batch))
             for j in range(near.shape[1]):
-                for g in range(len(places)):
-                    p0 = U((near[v, j] * coordinates + places[g, 0]) * length + k0)
-                    p1 = U((near[v, j] * coordinates + places[g, 1]) * length + k0)
-                    for t in range(tiles[g], tiles[g + 1]):
-                        for p in range(TILE):
-                            at = tuple_setitem(at, p, U(sources[t, p]) * count)
-                            w = tuple_setitem(w, p, weights[v, j, t, 0, p])
-                            u = tuple_setitem(u, p, weights[v, j, t, 1, p])
-                        if p0 == p1:
-                            for k in range(count):
-                                a = flat[p0 + k]
-                                for p in range(TILE):
-                                    a += w[p] * rows[at[p] + k]
-                                flat[p0 + k] = a
-                        else:
-                            for k in range(count):
-                                a, b = flat[p0 + k], flat[p1 + k]
-                                for p in range(TILE):
-                                    value = rows[at[p] + k]
-                                    a += w[p] * value
-                                    b += u[p] * value
-                                flat[p0 + k], flat[p1 + k] = a, b
+                for g in range(len(pairs)):
+                    start, stop = starts[g], starts[g + 1]
+                    first = ((v * near.shape[1] + j) * len(picks) + start) * 2
+                    p0 = (near[v, j] * coordinates + pairs[g, 0]) * length + k0
+                    p1 = (near[v, j] * coordinates + pairs[g, 1]) * length + k0
+                    _add_products(
+                        flat, (p0, p1), rows, places, picks, start, stop, flat_weights, first, count
+                    )
 
 
 @njit(parallel=True, fastmath=CONTRACT, cache=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pdo import kernels
-from pdo.kernels import TILE, array
+from pdo.kernels import array
 from pdo.sparse import SparseOperator
 
 KEPT_BYTES = 2**24
@@ -45,8 +45,8 @@ class Neighbourhood(nn.Module):
     near: Tensor
     order: Tensor
     pairs: Tensor
-    tiles: Tensor
-    sources: Tensor
+    starts: Tensor
+    picks: Tensor
     weights: Tensor
 
     def __init__(self, near: np.ndarray, dense: np.ndarray) -> None:
@@ -55,22 +55,20 @@ class Neighbourhood(nn.Module):
         self.nnz = int(np.count_nonzero(dense))
         reads = np.any(dense != 0, axis=(0, 2))  # (R, N)
         pairs = _pairs(self.rows, lambda a, b: bool((reads[a] == reads[b]).all()))
-        listed = [
-            [(j, q) for q in np.flatnonzero(reads[a]).tolist() for j in range(near.shape[1])]
-            for a, _ in pairs
-        ]
-        sources, tiles, real = _tiled(listed, filler=(0, 0))
-        weights = np.zeros((self.vertices, len(sources), 2, TILE))
-        for (a, b), start, end in zip(pairs, tiles[:-1], tiles[1:], strict=True):
-            j, q = sources[start:end, :, 0], sources[start:end, :, 1]
-            weights[:, start:end, 0] = dense[:, a][:, j, q] * real[start:end]
+        nearby = self.coordinates * np.arange(near.shape[1])
+        listed = [np.add.outer(np.flatnonzero(reads[a]), nearby).ravel() for a, _ in pairs]
+        picks, starts = _joined(listed)
+        weights = np.zeros((self.vertices, len(picks), 2))
+        flat = dense.reshape(self.vertices, self.rows, -1)
+        for (a, b), start, end in zip(pairs, starts[:-1], starts[1:], strict=True):
+            weights[:, start:end, 0] = flat[:, a, picks[start:end]]
             if b >= 0:
-                weights[:, start:end, 1] = dense[:, b][:, j, q] * real[start:end]
+                weights[:, start:end, 1] = flat[:, b, picks[start:end]]
         self._table("near", near)
         self._table("order", _order(near))
         self._table("pairs", np.array(pairs))
-        self._table("tiles", tiles)
-        self._table("sources", sources)
+        self._table("starts", starts)
+        self._table("picks", picks)
         self._table("weights", weights)
 
     def _table(self, name: str, values: np.ndarray) -> None:
@@ -79,7 +77,7 @@ class Neighbourhood(nn.Module):
 
     def gather(self, x: Tensor, vertices: Tensor, columns: bool, out: Tensor) -> None:
         """`kernels.gather` of a field (V, N, C, B) on the CPU, into `out`."""
-        tables = (self.near, self.pairs, self.tiles, self.sources, self.weights)
+        tables = (self.near, self.pairs, self.starts, self.picks, self.weights)
         parts = kernels.threads()
         kernels.gather(array(x), *map(array, tables), array(vertices), columns, array(out), parts)
 
@@ -94,8 +92,8 @@ class Derivatives(Neighbourhood):
     """
 
     places: Tensor
-    back_tiles: Tensor
-    back_sources: Tensor
+    back_starts: Tensor
+    back_picks: Tensor
     back_weights: Tensor
 
     def __init__(self, matrix: sparse.csr_array, rows: Sequence[int], coordinates: int) -> None:
@@ -106,25 +104,21 @@ class Derivatives(Neighbourhood):
         self.rows_of_order, self.product = tuple(rows), SparseOperator(matrix)
         reads = np.any(dense != 0, axis=(0, 2))
         places = [(0, 0), *((q, q + 1) for q in range(1, coordinates, 2))]
-        listed = [
-            [(r,) for r in np.flatnonzero(reads[:, list(p)].any(axis=1)).tolist()] for p in places
-        ]
-        sources, tiles, real = _tiled(listed, filler=(0,))
-        sources = sources[..., 0]
-        weights = np.zeros((vertices, dense.shape[2], len(sources), 2, TILE))
-        for place, start, end in zip(places, tiles[:-1], tiles[1:], strict=True):
-            part = dense[:, sources[start:end]] * real[start:end, :, None, None]
+        rows_of = [np.flatnonzero(reads[:, list(p)].any(axis=1)) for p in places]
+        picks, starts = _joined(rows_of)
+        weights = np.zeros((vertices, dense.shape[2], len(picks), 2))
+        for place, start, end in zip(places, starts[:-1], starts[1:], strict=True):
             for k, q in enumerate(dict.fromkeys(place)):
-                weights[:, :, start:end, k] = np.moveaxis(part[..., q], 3, 1)
+                weights[:, :, start:end, k] = dense[:, picks[start:end]][..., q].swapaxes(1, 2)
         self._table("places", np.array(places))
-        self._table("back_tiles", tiles)
-        self._table("back_sources", sources)
+        self._table("back_starts", starts)
+        self._table("back_picks", picks)
         self._table("back_weights", weights)
 
     def scatter(self, grad: Tensor, vertices: Tensor, total: Tensor) -> None:
         """The transpose of `gather` with columns: adds what gradients (R, C, n, B) of the
         derivatives give the vertices near by to `total` (V, N, C, B)."""
-        tables = (self.places, self.back_tiles, self.back_sources, self.back_weights)
+        tables = (self.places, self.back_starts, self.back_picks, self.back_weights)
         parts, near = kernels.threads(), array(self.near)
         kernels.scatter(
             array(grad), near, *map(array, tables), array(vertices), array(total), parts
@@ -214,23 +208,9 @@ def _pairs(rows: int, alike: Callable[[int, int], bool]) -> list[tuple[int, int]
     return pairs
 
 
-def _tiled(
-    lists: Sequence[Sequence[tuple[int, ...]]], filler: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lists cut into tiles, each list's last filled up: (T, TILE, length of an entry), where the
-    tiles of each list start, and which entries are real (T, TILE)."""
-    tiles, starts, real = [], [0], []
-    for entries in lists:
-        padding = -len(entries) % TILE
-        tiles += [*entries, *[filler] * padding]
-        real += [True] * len(entries) + [False] * padding
-        starts.append(len(tiles) // TILE)
-    width = len(filler)
-    return (
-        np.array(tiles).reshape(-1, TILE, width),
-        np.array(starts),
-        np.array(real).reshape(-1, TILE),
-    )
+def _joined(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Lists one after the other, and where each starts and the last ends."""
+    return np.concatenate(lists), np.cumsum([0, *map(len, lists)])
 
 
 def derive_and_mix(
