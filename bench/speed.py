@@ -179,7 +179,7 @@ def mixing_step(layer: PDOConv, x: Tensor) -> Step:
     with torch.no_grad():
         weights = [real_weights(w) for w in layer.weights]
     transposed = [w.t().contiguous() for w in weights]
-    totals = [torch.zeros_like(w) for w in weights]
+    totals = [torch.zeros_like(w) for w in transposed]
     sizes = [len(part) for part in chunks(x, layer.derivatives, x.dtype)]
     fields, batch = x.shape[2:]
     derived = [torch.randn(layer.derivatives.rows * fields, size * batch) for size in sizes[-2:]]
