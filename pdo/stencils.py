@@ -61,7 +61,7 @@ GAUSSIAN = StencilSpec(rings=2, sigma=1.0, free_value=True)
 """Two rings, Gaussian weights, free constant term."""
 SMOOTHED = StencilSpec(smoothing_rings=2)
 """Two-ring smoothing shared by all operators of a layer, then the paper's fit: least sensitive to
-rotations at a fraction of GAUSSIAN's cost (docs/operator.md)."""
+rotations at 0.9 of GAUSSIAN's time (docs/operator.md)."""
 STENCILS = {"paper": PAPER, "gaussian": GAUSSIAN, "smoothed": SMOOTHED}
 
 
