@@ -183,7 +183,7 @@ def confusions(found: dict[str, np.ndarray], column: str, labels: Sequence[str])
     if labels:
         plot.colorbar(image, ax=list(panels[0]), label="share of the class", shrink=0.7)
     alt = f"Confusions of {', '.join(found)}, {column}, all runs: shares of each class"
-    return finish(plot, "-".join(["confusion", *found][:2]), alt)
+    return finish(plot, f"confusion-{next(iter(found))}", alt)
 
 
 def parity(found: dict[str, np.ndarray]) -> Figure:

@@ -27,7 +27,6 @@ VERTICES = 64
 """Vertices whose partial sums are kept in the field's own precision, before float64."""
 
 CONTRACT = {"contract"}  # multiply-adds in one rounding; sums are not reordered
-TWO = ir.IntType(64)(2)
 U = (
     np.uint64
 )  # an unsigned index spares the check for a negative one, and lets the loop be a vector's
@@ -151,8 +150,9 @@ def _add_products(  # type: ignore[no-untyped-def]
                 with cgutils.for_range(builder, builder.sub(stop, start)) as loop:
                     pick = builder.load(builder.gep(picks, [builder.add(start, loop.index)]))
                     base = builder.gep(source, [builder.load(builder.gep(places, [pick]))])
-                    w = builder.gep(weights, [builder.add(first, builder.mul(loop.index, TWO))])
-                    both = [spread(builder.load(builder.gep(w, [TWO.type(r)]))) for r in range(2)]
+                    before = builder.mul(loop.index, loop.index.type(2))
+                    w = builder.gep(weights, [builder.add(first, before)])
+                    both = [spread(builder.load(builder.gep(w, [first.type(r)]))) for r in range(2)]
                     for i in range(vectors):
                         value = builder.load(place(base, k, i), align=size)
                         for weight, kept in zip(both, sums, strict=True):
