@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 
+from bench import figures
 from bench.config import ProtocolConfig
-from bench.figures import parity
 from bench.registry import TASKS
 from bench.tables import finished_runs, read_metrics
 from data_prep.files import atomic_path, write_bytes
@@ -49,9 +48,8 @@ def write_energies(protocols: list[ProtocolConfig], results: Path, out: Path) ->
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(paths[0]) as path:
         found.to_csv(path, index=False, lineterminator="\n")
-    with atomic_path(paths[1]) as path:
-        _draw(learning_curve(found), path)
-    write_bytes(paths[2], parity(predictions(protocols[0], results)).png)
+    write_bytes(paths[1], figures.learning_curve(learning_curve(found)).png)
+    write_bytes(paths[2], figures.parity(predictions(protocols[0], results)).png)
     return paths
 
 
@@ -75,21 +73,3 @@ def learning_curve(found: pd.DataFrame) -> pd.DataFrame:
         parts.append(rows[rows["setting"].isin(sizes[sizes == sizes.max()].index)])
     groups = pd.concat(parts).groupby(["network", "trained_on"], sort=False)
     return groups[TASKS[TASK].metric].agg(["mean", "min", "max"]).reset_index()
-
-
-def _draw(curve: pd.DataFrame, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    for network, rows in curve.groupby("network", sort=False):
-        rows = rows.sort_values("trained_on")
-        spread = [rows["mean"] - rows["min"], rows["max"] - rows["mean"]]
-        axes.errorbar(
-            rows["trained_on"], rows["mean"], yerr=spread, marker="o", capsize=3, label=network
-        )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("molecules trained on")
-    axes.set_ylabel("RMSE on the test fold in kcal/mol")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(path, dpi=90, format="png")
-    plt.close(figure)

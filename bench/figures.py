@@ -214,6 +214,44 @@ def parity(found: dict[str, np.ndarray]) -> Figure:
     return finish(plot, "parity", alt)
 
 
+def learning_curve(curve: pd.DataFrame) -> Figure:
+    """From `bench.energies.learning_curve`: error by the number of molecules trained on."""
+    plot, axes = _axes()
+    for network, rows in curve.groupby("network", sort=False):
+        rows = rows.sort_values("trained_on")
+        spread = [rows["mean"] - rows["min"], rows["max"] - rows["mean"]]
+        axes.errorbar(rows["trained_on"], rows["mean"], spread, fmt="o-", capsize=3, label=network)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("molecules trained on")
+    axes.set_ylabel("RMSE on the test fold in kcal/mol")
+    axes.grid(alpha=0.3, which="both")
+    _legend(plot)
+    return finish(plot, "learning-curve", "Error on the test fold against molecules trained on")
+
+
+def rotations(found: pd.DataFrame) -> Figure:
+    """From `bench.robustness.certificates`: accuracy by number of parameters, and N/R by the mean
+    equivariance error on digits, a point for each seed."""
+    plot, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.6), layout="constrained")
+    colour = colours(list(found["model"].unique()))
+    for model, rows in found.groupby("model", sort=False):
+        parameters, shown = rows["parameters"], colour[model]
+        left.plot(parameters, rows["N/N"], "o", color=shown, label=model)
+        left.plot(parameters, rows["N/R"], "o", color=shown, mfc="white")
+        left.vlines(parameters, rows["N/R"], rows["N/N"], color=shown, lw=0.5)
+        right.plot(rows["digits: mean error"], rows["N/R"], "o", color=shown)
+    _by_parameters(left)
+    left.set_ylabel("accuracy in %: N/N (full), N/R (open)")
+    right.set_xscale("log")
+    right.set_xlabel("equivariance error of the invariants on digits")
+    right.set_ylabel("N/R in %")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    _legend(plot)
+    return finish(plot, "rotations", "Accuracy against parameters, and N/R against the error")
+
+
 def finish(plot: Plot, name: str, alt: str) -> Figure:
     """The plot as an image; it is closed."""
     content = io.BytesIO()

@@ -19,8 +19,8 @@ OURS = "PDO-eS2CNN"
 
 
 def keeps_weights(run: RunConfig) -> bool:
-    """Of other networks those alone that `bench.robustness` looks at, or the repository would grow
-    large: of the first seed, trained on upright digits."""
+    """Of other networks only those of the first seed, trained on upright digits, for
+    `bench.robustness`, or the repository would grow large."""
     return run.network.startswith(OURS) or (run.setting, run.seed) == ("N", 0)
 
 

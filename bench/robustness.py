@@ -5,17 +5,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
 import torch
-from matplotlib import pyplot as plt
 
+from bench import figures
 from bench.certificate import certificate
 from bench.config import ProtocolConfig
 from bench.errors import RunError
 from bench.provenance import git_state, hardware, origin
-from bench.tables import build_table, command, finished_runs
-from data_prep.files import atomic_path
+from bench.tables import command, finished_runs, read_metrics
+from data_prep.files import atomic_path, write_bytes
 
 TASK = "spherical_mnist"
 
@@ -23,14 +22,14 @@ TASK = "spherical_mnist"
 def certificates(
     protocol: ProtocolConfig, results: Path, data: Path, digits: int, rotations: int
 ) -> tuple[pd.DataFrame, str]:
-    """One row for each model of the protocol that has a finished run on upright digits (N): its
-    accuracies (mean over seeds) and, by `bench.equivariance`, the errors of its invariants under
-    random rotations in units of their spread between signals, and the share of rotated digits that
-    it classifies as the upright ones. The certificate is that of the first finished seed. And
-    where the digits come from.
+    """One row for each finished run of the protocol on upright digits (N) whose weights are there:
+    its accuracies and, by `bench.equivariance`, the errors of its invariants under random rotations
+    in units of their spread between signals, and the share of rotated digits that it classifies as
+    the upright ones. All see the same signals and rotations. And where the digits come from.
 
     Raises:
-        RunError: if no such run has ended, or the weights of one or the digits are gone.
+        RunError: if there is no such run, or a model has runs but no weights, or the digits are
+            gone.
     """
     upright = [run for run in finished_runs(protocol, TASK, results) if run.setting == "N"]
     if not upright:
@@ -38,37 +37,45 @@ def certificates(
             f"no finished run of protocol {protocol.protocol} on upright digits: run "
             f"`{command(protocol)}` first"
         )
-    table = build_table(protocol, TASK, results).set_index(["model", "setting"])
+    weights = {run.key: results / "runs" / run.key / "weights.safetensors" for run in upright}
     rows, source = [], ""
-    for model in table.index.unique("model"):
-        run = next((run for run in upright if run.model == model), None)
-        if run is None:
-            continue
-        weights = results / "runs" / run.key / "weights.safetensors"
-        if not weights.exists():
+    for model in dict.fromkeys(run.model for run in upright):
+        mine = [run for run in upright if run.model == model]
+        kept = [run for run in mine if weights[run.key].exists()]
+        if not kept:
+            path = weights[mine[0].key]
             raise RunError(
-                f"{weights} is missing: train it again with `snakemake --cores 2 --config "
-                f"protocol={protocol.protocol} --force {weights.with_name('metrics.json')}`"
+                f"{path} is missing: train it again with `snakemake --cores 2 --config "
+                f"protocol={protocol.protocol} --force {path.with_name('metrics.json')}`"
             )
-        found = certificate(
-            run.network, TASK, weights=weights, signals=digits, rotations=rotations, data=data
-        )
-        drawn, smooth = found["inputs"]["digits"], found["inputs"]["band-limited"]
-        source = found["source"]  # the same for all: that of the protocol's data
-        rows.append(
-            {
-                "model": run.model,
-                "parameters": found["parameters"],
-                "N/N": table.loc[(run.model, "N/N"), "measured_mean"],
-                "N/R": table.loc[(run.model, "N/R"), "measured_mean"],
-                "digits: mean error": drawn["invariants"]["mean"],
-                "digits: max error": drawn["invariants"]["max"],
-                "digits: agreement %": 100 * drawn["agreement"],
-                "band-limited: mean error": smooth["invariants"]["mean"],
-                "band-limited: max error": smooth["invariants"]["max"],
-                "errors of": drawn["invariants_are"],
-            }
-        )
+        for run in kept:
+            found = certificate(
+                run.network,
+                TASK,
+                weights=weights[run.key],
+                signals=digits,
+                rotations=rotations,
+                data=data,
+            )
+            metrics = read_metrics(results, run)
+            assert metrics is not None  # it has finished
+            drawn, smooth = found["inputs"]["digits"], found["inputs"]["band-limited"]
+            source = found["source"]  # the same for all: that of the protocol's data
+            rows.append(
+                {
+                    "model": model,
+                    "parameters": found["parameters"],
+                    "seed": run.seed,
+                    "N/N": metrics["test"]["N/N"]["accuracy_percent"],
+                    "N/R": metrics["test"]["N/R"]["accuracy_percent"],
+                    "digits: mean error": drawn["invariants"]["mean"],
+                    "digits: max error": drawn["invariants"]["max"],
+                    "digits: agreement %": 100 * drawn["agreement"],
+                    "band-limited: mean error": smooth["invariants"]["mean"],
+                    "band-limited: max error": smooth["invariants"]["max"],
+                    "errors of": drawn["invariants_are"],
+                }
+            )
     return pd.DataFrame(rows), source
 
 
@@ -89,8 +96,7 @@ def write_robustness(
         found.to_csv(path, index=False, lineterminator="\n")
     with atomic_path(paths[1]) as path:
         path.write_text(_markdown(protocol, found, made))
-    with atomic_path(paths[2]) as path:
-        _figure(found, path)
+    write_bytes(paths[2], figures.rotations(found).png)
     return paths
 
 
@@ -98,32 +104,24 @@ def _markdown(protocol: ProtocolConfig, found: pd.DataFrame, made: str) -> str:
     notice = f"**{protocol.notice}**\n\n" if protocol.notice else ""
     return (
         f"# What rotations do to the trained networks, protocol {protocol.protocol}\n\n{notice}"
-        f"Made by {made}; first finished seed, trained on upright digits. Error: how far the "
-        "invariants move under a rotation, over their standard deviation between signals (0: "
-        "invariant; 1.4: as far as to another signal); definitions in `bench/equivariance.py`. "
-        "Accuracies: means over seeds.\n\n"
-        f"{found.to_markdown(index=False, floatfmt='.3g', intfmt=',')}\n"
+        f"Made by {made}; networks trained on upright digits, mean ± sample standard deviation "
+        f"over `seeds`, those of the {protocol.seeds} planned whose weights are at "
+        "hand. Error: how far the invariants move under a rotation, over their standard deviation "
+        "between signals (0: invariant; 1.4: as far as to another signal); definitions in "
+        "`bench/equivariance.py`.\n\n"
+        f"{over_seeds(found).to_markdown(index=False, intfmt=',')}\n"
     )
 
 
-def _figure(found: pd.DataFrame, path: Path) -> None:
-    """Accuracy against parameters, and N/R against the mean equivariance error on digits."""
-    matplotlib.use("Agg")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for i, row in enumerate(found.to_dict("records")):
-        colour = f"C{i}"
-        left.plot([row["parameters"]] * 2, [row["N/N"], row["N/R"]], color=colour, lw=0.8)
-        left.plot(row["parameters"], row["N/N"], "o", color=colour, label=row["model"])
-        left.plot(row["parameters"], row["N/R"], "o", color=colour, mfc="white")
-        right.plot(row["digits: mean error"], row["N/R"], "o", color=colour, label=row["model"])
-    left.set_xscale("log")
-    left.set_xlabel("parameters")
-    left.set_ylabel("accuracy in %: N/N (full), N/R (open)")
-    right.set_xscale("log")
-    right.set_xlabel("equivariance error of the invariants on digits")
-    right.set_ylabel("N/R in %")
-    for axes in (left, right):
-        axes.legend(fontsize="small")
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=90, format="png")
-    plt.close(figure)
+def over_seeds(found: pd.DataFrame) -> pd.DataFrame:
+    """Mean ± sample standard deviation over the seeds of each model, as text."""
+    groups = found.groupby(["model", "parameters", "errors of"], sort=False)
+    mean, std = groups.mean(), groups.std(ddof=1)
+    table = groups.size().rename("seeds").reset_index()
+    for name in mean.columns.drop("seed"):
+        places = ".2g" if "error" in name else ".1f"
+        table[name] = [
+            f"{m:{places}}" + ("" if pd.isna(s) else f" ± {s:{places}}")
+            for m, s in zip(mean[name], std[name], strict=True)
+        ]
+    return table

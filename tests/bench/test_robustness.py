@@ -1,6 +1,5 @@
 """The robustness table holds what certificates and runs say, and only runs that are there."""
 
-import json
 import shutil
 
 import pandas as pd
@@ -12,7 +11,7 @@ from bench.certificate import certificate
 from bench.config import parse_protocol, planned_runs
 from bench.engine import train
 from bench.errors import RunError
-from bench.robustness import certificates
+from bench.robustness import certificates, over_seeds
 from tests.conftest import tiny_protocol
 
 MODELS = ["UGSCNN", "PDO-eS2CNN-small"]
@@ -37,7 +36,7 @@ def test_rows_are_the_certificates_of_the_trained_networks(results, tmp_path):
     found, source = certificates(protocol(), results, tmp_path, digits=10, rotations=2)
     assert source == "synthetic digits"
     found = found.set_index("model")
-    assert list(found.index) == MODELS
+    assert list(found.index) == MODELS and set(found["seed"]) == {0}
     for name in MODELS:
         run = results / "runs/tiny/spherical_mnist" / name / "N/seed0"
         alone = certificate(
@@ -74,17 +73,30 @@ def test_nothing_finished_is_one_line(tmp_path):
         certificates(protocol(), tmp_path, tmp_path, 5, 1)
 
 
-def test_missing_weights_are_one_line_and_the_next_seed_stands_in(results, tmp_path):
+def test_a_row_for_each_seed_whose_weights_are_there(results, tiny_data, tmp_path):
+    """And of several their mean and sample standard deviation; none at all is one line."""
     two = protocol().model_copy(update={"seeds": 2})
     copy = tmp_path / "results"
     shutil.copytree(results, copy)
-    first = copy / "runs/tiny/spherical_mnist/UGSCNN/N/seed0"
-    shutil.move(first, first.with_name("seed1"))
-    metrics = first.with_name("seed1") / "metrics.json"
-    second = next(r for r in planned_runs(two) if r.key.endswith("UGSCNN/N/seed1"))
-    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"config_hash": second.hash}))
+    run = next(r for r in planned_runs(two) if r.key.endswith("UGSCNN/N/seed1"))
+    train(run, copy, tiny_data, torch.device("cpu"), track=False)
     found, _ = certificates(two, copy, tmp_path, 5, 1)
-    assert list(found["model"]) == MODELS
-    (first.with_name("seed1") / "weights.safetensors").unlink()
-    with pytest.raises(RunError, match=r"UGSCNN/N/seed1/weights\.safetensors is missing: train it"):
+    seeds = {(row.model, row.seed) for row in found.itertuples()}
+    assert seeds == {("UGSCNN", 0), ("UGSCNN", 1), ("PDO-eS2CNN-small", 0)}
+    first, second = found[found["model"] == "UGSCNN"]["digits: mean error"]
+    assert first != second
+    table = over_seeds(found).set_index("model")
+    mean, std = (first + second) / 2, abs(first - second) / 2**0.5
+    assert table.loc["UGSCNN", "digits: mean error"] == f"{mean:.2g} ± {std:.2g}"
+    assert "±" not in table.loc["PDO-eS2CNN-small", "digits: mean error"]
+    assert list(table["seeds"]) == [2, 1]
+
+    weights = [
+        copy / f"runs/tiny/spherical_mnist/UGSCNN/N/seed{k}/weights.safetensors" for k in (0, 1)
+    ]
+    weights[0].unlink()
+    found, _ = certificates(two, copy, tmp_path, 5, 1)
+    assert list(found["seed"]) == [1, 0] and found["digits: mean error"][0] == second
+    weights[1].unlink()
+    with pytest.raises(RunError, match=r"UGSCNN/N/seed0/weights\.safetensors is missing: train it"):
         certificates(two, copy, tmp_path, 5, 1)
