@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Plot
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -223,9 +224,10 @@ def learning_curve(curve: pd.DataFrame) -> Figure:
         axes.errorbar(rows["trained_on"], rows["mean"], spread, fmt="o-", capsize=3, label=network)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_ticks(axis)
     axes.set_xlabel("molecules trained on")
     axes.set_ylabel("RMSE on the test fold in kcal/mol")
-    axes.grid(alpha=0.3, which="both")
     _legend(plot)
     return finish(plot, "learning-curve", "Error on the test fold against molecules trained on")
 
@@ -272,10 +274,15 @@ def _axes() -> tuple[Plot, plt.Axes]:
 
 def _by_parameters(axes: plt.Axes) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_minor_locator(NullLocator())
+    _plain_ticks(axes.xaxis)
     axes.set_xlabel("parameters")
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """On a logarithmic axis: 5, 70, 200k."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_minor_locator(NullLocator())
 
 
 def _legend(plot: Plot) -> None:
