@@ -102,14 +102,18 @@ def _row(
 
 def measured_speeds(recorded: Path) -> dict[tuple, Speed]:
     """Seconds a sample by (task, network, options, level, on a GPU?). Where several machines
-    measured, the one with the most epochs."""
+    measured, the one with the most epochs. Runs resumed elsewhere or with other threads are left
+    out: which epochs took which is not recorded."""
     seconds: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
     for folder, config, facts in _recorded_runs(recorded):
-        key = (*_recorded_key(config), config["data"]["level"], facts["gpu"] is not None)
         with (folder / "history.csv").open() as file:
             epochs = [float(row["seconds"]) for row in csv.DictReader(file)]
+        stretches = [facts, *facts.get("resumed_from", [])]
+        if len({(s["gpu"] or s["cpu"], s["threads"]) for s in stretches}) > 1:
+            continue
         machine = (facts["gpu"] or f"{facts['cpu']}, {facts['cores']} cores", facts["threads"])
         samples = facts["data"]["counts"]["train"]
+        key = (*_recorded_key(config), config["data"]["level"], facts["gpu"] is not None)
         seconds[key][machine] += [s / samples for s in epochs]
     speeds = {}
     for key, machines in seconds.items():

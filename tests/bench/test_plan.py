@@ -46,6 +46,17 @@ def test_hours_are_the_median_measured_second_times_samples_epochs_threads_and_r
     assert found["files_mb"] == pytest.approx(6 * 4 + predictions / 1e6, rel=1e-3)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_resumed_with_other_threads_measures_nothing(recorded, threads):
+    """Its epochs do not say which of them took how many."""
+    (path,) = recorded.rglob("provenance.json")
+    facts = json.loads(path.read_text())
+    stretch = {"gpu": None, "cpu": "Abacus", "threads": threads}
+    write_json(path, facts | {"resumed_from": [stretch]})
+    hours = row(plan(parse_protocol(tiny_protocol()), recorded), "UGSCNN")["cpu_hours"]
+    assert (hours is None) == (threads == 1)
+
+
 def test_what_was_not_measured_is_said(recorded):
     tree = tiny_protocol()
     tree["tasks"]["spherical_mnist"]["data"]["level"] = 4
