@@ -170,7 +170,7 @@ def _named_run(protocol: ProtocolConfig, options: argparse.Namespace) -> RunConf
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from bench.tables import write_tables  # pandas and scipy.stats: not at every start
+    from bench.typesetting import write_tables  # pandas and scipy.stats: not at every start
 
     for path in write_tables(_protocol(options.protocol), options.results, options.unavailable):
         print(path)

@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from bench import tracking
 from bench.config import ProtocolConfig, RunConfig, planned_runs
 from bench.errors import RunError
-from bench.tables import read_metrics, write_tables
+from bench.tables import read_metrics
+from bench.typesetting import write_tables
 
 OURS = "PDO-eS2CNN"
 """Networks whose weights are all kept."""

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader
 
-from bench import figures, figures_method, tables
+from bench import figures, figures_method, tables, typesetting
 from bench.config import ProtocolConfig, RunConfig, planned_runs
 from bench.figures import Figure
 from bench.registry import TASKS
@@ -77,15 +77,15 @@ def _section(
     """A table as in results/tables, and its figures."""
     empty = "data not available" if tried else "no result"
     table = tables.build_table(protocol, task, results, empty)
-    frames = tables.page_frames(protocol, task, table, results)
+    frames = typesetting.page_frames(protocol, task, table, results)
     entry = TASKS[task]
     return {
         "id": task,
         "title": f"Table {entry.table}: {task}",
         "notices": [f"Data not available. Sources tried: {'; '.join(tried)}."] if tried else [],
         "tables": [_html(frame) for frame in frames],
-        "meaning": tables.meaning(task),
-        "notes": tables.notes(table),
+        "meaning": typesetting.meaning(task),
+        "notes": typesetting.notes(table),
         "figures": _figures(protocol, task, table, results),
     }
 
@@ -179,8 +179,8 @@ def _recorded(folder: Path) -> list[dict[str, Any]]:
                 shown.append(
                     {
                         "title": f"Table {path.stem.removeprefix('table')}",
-                        "html": _html(tables.wide(measured)),
-                        "notes": tables.notes(measured),
+                        "html": _html(typesetting.wide(measured)),
+                        "notes": typesetting.notes(measured),
                     }
                 )
         for page in sorted(one.glob("table*.md")):

@@ -14,6 +14,7 @@ from bench.config import ProtocolConfig
 from bench.errors import RunError
 from bench.provenance import git_state, hardware, origin
 from bench.tables import command, finished_runs, read_metrics
+from bench.typesetting import plus_minus
 from data_prep.files import atomic_path, write_bytes
 
 TASK = "spherical_mnist"
@@ -120,8 +121,6 @@ def over_seeds(found: pd.DataFrame) -> pd.DataFrame:
     table = groups.size().rename("seeds").reset_index()
     for name in mean.columns.drop("seed"):
         places = ".2g" if "error" in name else ".1f"
-        table[name] = [
-            f"{m:{places}}" + ("" if pd.isna(s) else f" ± {s:{places}}")
-            for m, s in zip(mean[name], std[name], strict=True)
-        ]
+        pairs = zip(mean[name], std[name], strict=True)
+        table[name] = [plus_minus(*pair, places) for pair in pairs]
     return table

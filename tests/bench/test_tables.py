@@ -14,17 +14,8 @@ from bench.config import load_protocol, parse_protocol, planned_runs
 from bench.errors import RunError
 from bench.record import record
 from bench.registry import TASKS, models_of
-from bench.tables import (
-    COLUMNS,
-    build_table,
-    by_setting,
-    long,
-    notes,
-    origins,
-    read_claims,
-    wide,
-    write_tables,
-)
+from bench.tables import COLUMNS, build_table, read_claims
+from bench.typesetting import by_setting, long, notes, origins, wide, write_tables
 from tests.conftest import tiny_protocol
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,9 @@ from baselines.molecules import Molecules
 from bench.config import RunConfig, parse_protocol, planned_runs
 from bench.engine import Interrupted, train
 from bench.registry import FOLDS, MODELS, ModelEntry
-from bench.tables import build_table, by_setting, write_tables
+from bench.tables import build_table
 from bench.tasks_qm7 import QM7
+from bench.typesetting import by_setting, write_tables
 from data_prep.qm7 import ELEMENTS, fetch_qm7
 from data_prep.spherical_qm7 import prepare
 from data_prep.synthetic_molecules import synthetic_molecules

@@ -13,8 +13,9 @@ from bench.engine import train
 from bench.errors import RunError
 from bench.registry import AREA_FOLDS, MODELS, ModelEntry
 from bench.rooms import class_table, confusions
-from bench.tables import build_table, wide, write_tables
+from bench.tables import build_table
 from bench.tasks_rooms import IGNORED, Rooms
+from bench.typesetting import wide, write_tables
 from data_prep.room_signals import prepare
 from data_prep.stanford import FOLDS, LABELS, RGBD_MEAN, RGBD_STD
 from data_prep.synthetic_rooms import generate
