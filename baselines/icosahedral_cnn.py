@@ -5,8 +5,9 @@ there. A rotation of the icosahedron moves vertices and directions: it permutes 
 layer commutes with all 60. At the icosahedron's corners, where there are five directions, fields
 are zero, which here means that they leave the corners out.
 
-Layout of a field: (vertex, direction, channel, batch), the vertices those of the mesh from the 13th
-on, so that the vertices of a coarser mesh are the first ones.
+Layout of a field: (vertex, batch, direction, channel), the vertices those of the mesh from the 13th
+on, so that the vertices of a coarser mesh are the first ones. What a convolution reads at a vertex
+is then rows of memory, and one large product mixes them.
 """
 
 from __future__ import annotations
@@ -15,38 +16,77 @@ import math
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor, nn
 
 from baselines.charts import CORNERS, Atlas
-from pdo.sparse import SparseOperator
 
 WIDTHS_AND_STRIDES = ((8, 1), (16, 2), (16, 1), (24, 2), (24, 1), (32, 2), (64, 1))
 """Fields and stride of each convolution."""
 
 
-def seven_neighbours(atlas: Atlas, out_vertices: int, directions: int) -> sparse.csr_array:
-    """Field at each vertex and its six neighbours, seen from the vertex, for those of the first
-    `out_vertices` vertices that are no corners.
+class Seen(nn.Module):
+    """A field's values at some vertices, seen from others: at place (p, k) those of vertex q(p, k),
+    where direction m at p is called m + turn(p, k); 0 if q is a corner.
 
-    Row ((vertex, s), m) of ((P, 7), directions): direction m at the vertex itself (s = 0) or at its
-    neighbour in direction s - 1, where the same direction has the number m + turn; no entry if that
-    is a corner. Columns (vertex, direction). `directions` is 6, or 1 for a signal without any.
+    Args:
+        vertex: q, numbered as in the mesh, (P, K).
+        turn: (P, K), in 0..5.
+        vertices: of the mesh that the field is on.
+        directions: of the field, 6, or 1 for a signal without any.
+
+    Shapes: (V, B, directions, C) -> (P, B, K, directions, C), V = vertices - 12.
     """
+
+    row: Tensor
+    vertex: Tensor
+    direction: Tensor
+
+    def __init__(
+        self, vertex: np.ndarray, turn: np.ndarray, vertices: int, directions: int = 6
+    ) -> None:
+        super().__init__()
+        vertex, turn = vertex - CORNERS, turn % directions
+        # Directions change their names at the seams between charts alone. Fields are renamed there,
+        # once for each (vertex, turn), and a row of zeros stands for the corners.
+        turned = (vertex >= 0) & (turn > 0)
+        pairs = np.column_stack([vertex[turned], turn[turned]])
+        pairs, which = np.unique(pairs, axis=0, return_inverse=True)
+        row = np.where(vertex >= 0, vertex, vertices - CORNERS + len(pairs))
+        row[turned] = vertices - CORNERS + which.ravel()
+        direction = (np.arange(directions) + pairs[:, 1:]) % directions
+        for name, index in (("row", row), ("vertex", pairs[:, 0]), ("direction", direction)):
+            self.register_buffer(name, torch.from_numpy(index), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, batch, directions, channels = x.shape
+        sample = torch.arange(batch, device=x.device)[:, None]
+        place = (self.vertex[:, None, None] * batch + sample) * directions
+        renamed = rows(x.reshape(-1, channels), place + self.direction[:, None])
+        x = torch.cat([x, renamed, x.new_zeros(1, *x.shape[1:])])
+        seen = rows(x.view(-1, directions * channels), self.row[:, None] * batch + sample)
+        return seen.unflatten(-1, (directions, channels))
+
+
+def rows(matrix: Tensor, index: Tensor) -> Tensor:
+    """matrix[index], (n, C) and (...) -> (..., C), by torch's look-up of embeddings: of all ways to
+    write this the one whose gradient is fast on a CPU, and the same in every run on a GPU."""
+    return nn.functional.embedding(index, matrix)
+
+
+def seven_neighbours(atlas: Atlas, out_vertices: int, directions: int) -> Seen:
+    """Field at each of the first `out_vertices` vertices that are no corners (k = 0) and at its
+    neighbour in direction k - 1."""
     vertex = np.arange(CORNERS, out_vertices)
-    around = np.column_stack([vertex, atlas.neighbours[vertex]])[:, :, None]
-    turns = np.column_stack([np.zeros_like(vertex), atlas.turns[vertex]])[:, :, None]
-    columns = (around - CORNERS) * directions + (np.arange(directions) + turns) % directions
-    rows = np.arange(columns.size).reshape(columns.shape)
-    kept = np.broadcast_to(around >= CORNERS, columns.shape)
-    shape = (columns.size, (len(atlas.mesh) - CORNERS) * directions)
-    return sparse.csr_array((np.ones(kept.sum()), (rows[kept], columns[kept])), shape=shape)
+    around = np.column_stack([vertex, atlas.neighbours[vertex]])
+    turn = np.column_stack([np.zeros_like(vertex), atlas.turns[vertex]])
+    return Seen(around, turn, len(atlas.mesh), directions)
 
 
 def turned_kernels(directions: int) -> np.ndarray:
-    """Which kernel weight meets which input, (6, 7 directions), both numbered like the rows
-    ((s, m)) of `seven_neighbours`: for direction k of the output the kernel is turned by k sixths,
-    so that its arm d reaches to d + k, and its direction m to m + k."""
+    """Which kernel weight meets which input, (6, 7 directions), both numbered (s, m): s = 0 for the
+    vertex itself, d + 1 for its neighbour in direction d, and m the direction there. For direction
+    k of the output the kernel is turned by k sixths, so that its arm d reaches to d + k, and its
+    direction m to m + k."""
     k, arm, m = np.ogrid[:6, :6, :directions]
     turned_m = (m - k) % directions
     arms = (1 + (arm - k) % 6) * directions + turned_m
@@ -62,7 +102,7 @@ class HexGroupConv(nn.Module):
     R2R layers of the paper; 7 * directions weights per pair of fields). `directions`, 1 or 6, are
     those of the input. `stride` 2 keeps the vertices of the next coarser mesh.
 
-    Shapes: (V, directions, C_in, B) -> (V', 6, C_out, B), corners left out.
+    Shapes: (V, B, directions, C_in) -> (V', B, 6, C_out), corners left out.
     """
 
     def __init__(
@@ -71,7 +111,7 @@ class HexGroupConv(nn.Module):
         super().__init__()
         level = atlas.mesh.level if stride == 1 else atlas.mesh.level - 1
         out_vertices = 10 * 4**level + 2
-        self.neighbours = SparseOperator(seven_neighbours(atlas, out_vertices, directions))
+        self.seen = seven_neighbours(atlas, out_vertices, directions)
         index = torch.from_numpy(turned_kernels(directions))
         self.register_buffer("turned", index, persistent=False)
         fan_in = 7 * directions * in_fields
@@ -80,23 +120,20 @@ class HexGroupConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_fields))
 
     def forward(self, x: Tensor) -> Tensor:
-        vertices, directions, fields, batch = x.shape
-        around = self.neighbours(x.reshape(vertices * directions, fields * batch))
-        around = around.view(-1, 7 * directions * fields, batch)
         # (6, 7 directions, C_out, C_in) -> matrix (6 C_out, 7 directions C_in)
-        kernels = self.weight[self.turned].transpose(1, 2).reshape(-1, around.shape[1], 1)
-        out = nn.functional.conv1d(around, kernels, self.bias.repeat(6))
-        return out.view(len(out), 6, -1, batch)
+        kernels = self.weight[self.turned].transpose(1, 2).flatten(2).flatten(0, 1)
+        out = nn.functional.linear(self.seen(x).flatten(2), kernels, self.bias.repeat(6))
+        return out.unflatten(2, (6, -1))
 
 
 class FieldNorm(nn.BatchNorm1d):
     """Batch norm with one mean, variance, scale and shift for each field, whatever the direction.
 
-    Shapes: (V, 6, C, B) -> the same.
+    Shapes: (V, B, 6, C) -> the same.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, 1)).view_as(x)
+        return super().forward(x.flatten(0, 2)).view_as(x)
 
 
 class IcosahedralCNN(nn.Module):
@@ -153,5 +190,5 @@ class IcosahedralCNN(nn.Module):
             raise ValueError(
                 f"IcosahedralCNN wants an input of shape {shape}, not {tuple(x.shape)}"
             )
-        signal = x[:, :, CORNERS:].permute(2, 1, 0)[:, None]
-        return self.features(signal).amax(dim=(0, 1)).T
+        signal = x[:, :, CORNERS:].permute(2, 0, 1)[:, :, None]
+        return self.features(signal).amax(dim=(0, 2))

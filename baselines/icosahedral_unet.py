@@ -9,7 +9,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from baselines.charts import CORNERS, Atlas
-from baselines.icosahedral_cnn import FieldNorm, HexGroupConv, seven_neighbours
+from baselines.icosahedral_cnn import FieldNorm, HexGroupConv, Seen
 from baselines.rooms import CHANNELS, LABELS, checked
 from pdo.mesh import Icosphere
 from pdo.sparse import SparseOperator
@@ -18,24 +18,29 @@ WIDTHS = (8, 8, 16, 32, 64)
 """Fields at the input's level and at each coarser one."""
 
 
-def upsampling(fine: Atlas) -> sparse.csr_array:
-    """A regular field on the next coarser mesh, interpolated linearly on this one, (V' 6, V 6), no
-    corners: a vertex keeps its value, the new one on an edge has the mean of the ends that are no
-    corners, in its own directions."""
-    coarse = 10 * 4 ** (fine.mesh.level - 1) + 2
-    vertices = len(fine.mesh)
-    around = np.column_stack([np.arange(vertices), fine.neighbours])[CORNERS:]
-    ends = (around >= CORNERS) & (around < coarse)
-    old = np.arange(CORNERS, vertices) < coarse
-    weights = np.where(old[:, None], np.arange(7) == 0, ends).astype(float)
-    weights /= weights.sum(axis=1, keepdims=True)
-    rows, slots = np.divmod(np.arange(weights.size * 6), 42)
-    shape = (len(weights) * 6, weights.size * 6)
-    gather = sparse.csr_array(
-        (np.repeat(weights.ravel(), 6), (rows * 6 + slots % 6, np.arange(weights.size * 6))), shape
-    )
-    everywhere = gather @ seven_neighbours(fine, vertices, 6)
-    return everywhere[:, : (coarse - CORNERS) * 6]
+class Upsampling(nn.Module):
+    """A regular field on the next coarser mesh, interpolated linearly on this one: a vertex keeps
+    its value, the new one on an edge has the mean of the ends that are no corners, in its own
+    directions.
+
+    Shapes: (V, B, 6, C) -> (V', B, 6, C).
+    """
+
+    def __init__(self, fine: Atlas) -> None:
+        super().__init__()
+        coarse = 10 * 4 ** (fine.mesh.level - 1) + 2
+        vertex = np.arange(CORNERS, len(fine.mesh))
+        around, turn = fine.neighbours[vertex], fine.turns[vertex]
+        # Which directions lead to the ends of an edge; twice the same if the other is a corner.
+        is_end = (around >= CORNERS) & (around < coarse)
+        arms = np.column_stack([is_end.argmax(axis=1), 5 - is_end[:, ::-1].argmax(axis=1)])
+        new = (vertex >= coarse)[:, None]
+        ends = np.where(new, np.take_along_axis(around, arms, axis=1), vertex[:, None])
+        turn = np.where(new, np.take_along_axis(turn, arms, axis=1), 0)
+        self.ends = Seen(ends, turn, coarse)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ends(x).mean(dim=2)
 
 
 def corner_means(mesh: Icosphere) -> sparse.csr_array:
@@ -46,22 +51,11 @@ def corner_means(mesh: Icosphere) -> sparse.csr_array:
     return sparse.vstack([at_corners / 5, kept], format="csr")
 
 
-class FieldMix(nn.Module):
-    """Fields mixed, the same at every vertex and direction: (V, 6, C, B) -> (V, 6, C', B)."""
-
-    def __init__(self, in_fields: int, out_fields: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv1d(in_fields, out_fields, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mix(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-
-
 class ResBlock(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + norm(mix(x))); with stride 2 the first convolution,
     and the mix, keep the vertices of the next coarser mesh.
 
-    Shapes: (V, 6, C, B) -> (V', 6, C', B).
+    Shapes: (V, B, 6, C) -> (V', B, 6, C').
     """
 
     def __init__(self, fine: Atlas, coarse: Atlas, in_fields: int, out_fields: int) -> None:
@@ -75,7 +69,8 @@ class ResBlock(nn.Module):
             FieldNorm(out_fields),
         )
         self.vertices = len(coarse.mesh) - CORNERS
-        self.shortcut = nn.Sequential(FieldMix(in_fields, out_fields), FieldNorm(out_fields))
+        mix = nn.Linear(in_fields, out_fields, bias=False)
+        self.shortcut = nn.Sequential(mix, FieldNorm(out_fields))
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.main(x) + self.shortcut(x[: self.vertices])).relu()
@@ -113,20 +108,19 @@ class IcosahedralUNet(nn.Module):
         self.downs = nn.ModuleList(ResBlock(*step) for step in steps)
         self.ups, self.blocks = nn.ModuleList(), nn.ModuleList()
         for fine, _, few, many in reversed(steps):
-            self.ups.append(SparseOperator(upsampling(fine)))
+            self.ups.append(Upsampling(fine))
             self.blocks.append(ResBlock(fine, fine, few + many, few))
-        self.head = nn.Conv1d(widths[0], LABELS, 1)
+        self.head = nn.Linear(widths[0], LABELS)
         self.spread = SparseOperator(corner_means(atlases[0].mesh))
 
     def forward(self, x: Tensor) -> Tensor:
         signal = checked(x, self.vertices, "IcosahedralCNN")[:, :, CORNERS:]
-        y = self.stem(signal.permute(2, 1, 0)[:, None])
+        y = self.stem(signal.permute(2, 0, 1)[:, :, None])
         skips = [y]
         for down in self.downs:
             y = down(y)
             skips.append(y)
         for up, block, skip in zip(self.ups, self.blocks, reversed(skips[:-1]), strict=True):
-            fine = up(y.reshape(-1, y.shape[2] * y.shape[3])).view(-1, 6, *y.shape[2:])
-            y = block(torch.cat([skip, fine], dim=2))
-        y = self.head(y.amax(dim=1))
-        return self.spread(y.flatten(1)).view(-1, *y.shape[1:]).permute(2, 1, 0)
+            y = block(torch.cat([skip, up(y)], dim=3))
+        y = self.head(y.amax(dim=2))
+        return self.spread(y.flatten(1)).view(-1, *y.shape[1:]).permute(1, 2, 0)

@@ -40,11 +40,11 @@ class Turn:
         self.direction = np.argmax(is_here, axis=2)  # of the image, for each direction
 
     def field(self, x: Tensor) -> Tensor:
-        """(V, directions, C, B), corners left out."""
+        """(V, B, directions, C), corners left out."""
         vertex = self.image[CORNERS:, None] - CORNERS
-        direction = self.direction if x.shape[1] == 6 else 0
+        direction = self.direction if x.shape[2] == 6 else 0
         moved = torch.empty_like(x)
-        moved[vertex, direction] = x
+        moved.transpose(1, 2)[vertex, direction] = x.transpose(1, 2)
         return moved
 
     def signal(self, x: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def turns(level: int) -> list[Turn]:
 
 def random_field(level: int, directions: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    shape = (10 * 4**level + 2 - CORNERS, directions, FIELDS, BATCH)
+    shape = (10 * 4**level + 2 - CORNERS, BATCH, directions, FIELDS)
     return torch.randn(shape, generator=generator)
 
 
@@ -88,7 +88,7 @@ def test_convolutions_commute_with_all_60_rotations(
     x = random_field(level, directions)
     with torch.no_grad():
         out = conv(x)
-        assert out.shape == (10 * 4 ** (level - stride + 1) + 2 - CORNERS, 6, 4, BATCH)
+        assert out.shape == (10 * 4 ** (level - stride + 1) + 2 - CORNERS, BATCH, 6, 4)
         for turn, out_turn in zip(turns(level), turns(level - stride + 1), strict=True):
             got, want = conv(turn.field(x)), out_turn.field(out)
             torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
@@ -98,17 +98,17 @@ def test_convolutions_commute_with_all_60_rotations(
 def test_every_layer_of_the_network_commutes_with_all_60_rotations(float64: None) -> None:
     """Each after all those before it, down to the 30 vertices of level 1."""
     model, level = trained_statistics(IcosahedralCNN, 4), 4
-    field = signals(1, level)[:, :, CORNERS:].permute(2, 1, 0)[:, None]
+    field = signals(1, level)[:, :, CORNERS:].permute(2, 0, 1)[:, :, None]
     by_vertices = {len(t[0].image) - CORNERS: t for t in map(turns, range(1, 5))}
     turned = [turn.field(field) for turn in by_vertices[len(field)]]
     vertices = []
     with torch.no_grad():
-        stacked = torch.cat(turned, dim=-1)  # the 60 as one batch
+        stacked = torch.cat(turned, dim=1)  # the 60 as one batch
         for layer in model.features:
             field, stacked = layer(field), layer(stacked)
             for k, turn in enumerate(by_vertices[len(field)]):
                 torch.testing.assert_close(
-                    stacked[..., k : k + 1], turn.field(field), rtol=0, atol=1e-9
+                    stacked[:, k : k + 1], turn.field(field), rtol=0, atol=1e-9
                 )
             vertices.append(len(field))
     assert vertices == [2550] * 3 + [630] * 6 + [150] * 6 + [30] * 6
@@ -152,9 +152,9 @@ def test_inside_a_chart_it_is_a_planar_hexagonal_convolution(
                 kernel[k, :, m, :, 1 + down, 1 + right] = arms[1 + d, (m - k) % directions]
     x = random_field(3, directions)
     padded = torch.cat([torch.zeros(CORNERS, *x.shape[1:]), x])
-    chart = padded[atlas.pixels[2]].permute(4, 2, 3, 0, 1).flatten(1, 2)  # (B, m C, rows, columns)
+    chart = padded[atlas.pixels[2]].permute(2, 3, 4, 0, 1).flatten(1, 2)  # (B, m C, rows, columns)
     plane = F.conv2d(chart, kernel.flatten(2, 3).flatten(0, 1))
-    plane = (plane + conv.bias.repeat(6)[:, None, None]).unflatten(1, (6, 4)).permute(3, 4, 1, 2, 0)
+    plane = (plane + conv.bias.repeat(6)[:, None, None]).unflatten(1, (6, 4)).permute(3, 4, 0, 1, 2)
     kept = atlas.pixels[2][1:-1, 1:-1]
     found = (kept >= CORNERS) & (kept < conv(x).shape[0] + CORNERS)
     assert found.sum() == (14 * 6 if stride == 1 else 7 * 3)
@@ -169,12 +169,12 @@ def test_what_stands_at_the_corners_does_not_matter() -> None:
 
 
 def test_norm_has_one_mean_and_variance_for_each_field() -> None:
-    x = 3 * random_field(2, 6) + torch.arange(FIELDS)[:, None]
+    x = 3 * random_field(2, 6) + torch.arange(FIELDS)
     out = FieldNorm(FIELDS)(x)
-    torch.testing.assert_close(out.mean(dim=(0, 1, 3)), torch.zeros(FIELDS), rtol=0, atol=1e-5)
-    var = out.var(dim=(0, 1, 3), unbiased=False)
+    torch.testing.assert_close(out.mean(dim=(0, 1, 2)), torch.zeros(FIELDS), rtol=0, atol=1e-5)
+    var = out.var(dim=(0, 1, 2), unbiased=False)
     torch.testing.assert_close(var, torch.ones(FIELDS), rtol=0, atol=1e-4)
-    scale = out[0, 1:, :, 0] - out[0, :1, :, 0], x[0, 1:, :, 0] - x[0, :1, :, 0]
+    scale = out[0, 0, 1:] - out[0, 0, :1], x[0, 0, 1:] - x[0, 0, :1]
     ratio = scale[0] / scale[1]  # directions differ as before, up to a factor for each field
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0)
 
@@ -184,7 +184,7 @@ def test_initialisation_keeps_the_size_of_fields(float64: None) -> None:
     leaves of them has mean square 1 again."""
     torch.manual_seed(0)
     conv = HexGroupConv(Atlas(3), 32, 64)
-    x = torch.randn(630, 6, 32, 2).relu() * np.sqrt(2)
+    x = torch.randn(630, 2, 6, 32).relu() * np.sqrt(2)
     away = (Atlas(3).neighbours[CORNERS:] >= CORNERS).all(axis=1)
     with torch.no_grad():
         assert conv(x)[away].square().mean().item() == pytest.approx(2, rel=0.1)

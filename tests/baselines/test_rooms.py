@@ -12,8 +12,7 @@ from scipy.spatial import cKDTree
 from baselines.charts import CORNERS, Atlas
 from baselines.hexrunet_unet import HexRUNet
 from baselines.hexrunet_unet import upsampling as pixel_upsampling
-from baselines.icosahedral_unet import IcosahedralUNet, corner_means
-from baselines.icosahedral_unet import upsampling as field_upsampling
+from baselines.icosahedral_unet import IcosahedralUNet, Upsampling, corner_means
 from baselines.pdo_unet import PDOUNet, invariants
 from baselines.rooms import midpoints
 from baselines.ugscnn_unet import UGSCNNUNet, UpConv
@@ -132,14 +131,21 @@ def test_pixel_upsampling_is_that_of_the_vertices():
     np.testing.assert_allclose(pixel_upsampling(coarse, fine) @ pixels, want)
 
 
-def test_field_upsampling_keeps_constants_and_old_vertices():
+def test_field_upsampling_keeps_old_vertices_and_takes_means_of_the_others(float64):
     fine, coarse = Atlas(3), Atlas(2)
-    matrix = field_upsampling(fine)
-    constant = matrix @ np.ones(matrix.shape[1])
-    np.testing.assert_allclose(constant, 1)
-    old = (len(coarse.mesh) - CORNERS) * 6
-    values = np.random.default_rng(0).normal(size=matrix.shape[1])
-    np.testing.assert_allclose((matrix @ values)[:old], values)
+    torch.manual_seed(0)
+    x = torch.randn(len(coarse.mesh) - CORNERS, 2, 6, 3)
+    found = Upsampling(fine)(x)
+    assert found.shape == (len(fine.mesh) - CORNERS, 2, 6, 3)
+    assert torch.equal(found[: len(x)], x)
+    # Summed over directions a field is a signal. Of an edge to a corner the other end counts alone.
+    signal = np.zeros((len(coarse.mesh), 6))
+    signal[CORNERS:] = x.sum(dim=2).flatten(1)
+    weights = midpoints(coarse.mesh)
+    known = weights @ (np.arange(len(coarse.mesh)) >= CORNERS)
+    want = (weights @ signal)[CORNERS:] / known[CORNERS:, None]
+    np.testing.assert_allclose(found.sum(dim=2).flatten(1), want, atol=1e-12)
+    assert set(known[CORNERS:]) == {0.5, 1}
 
 
 def test_corners_get_the_mean_of_their_neighbours():
