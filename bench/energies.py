@@ -12,7 +12,7 @@ import pandas as pd
 from bench import figures
 from bench.config import ProtocolConfig
 from bench.registry import TASKS
-from bench.tables import finished_runs, read_metrics
+from bench.tables import finished_runs
 from data_prep.files import atomic_path, write_bytes
 
 TASK = "qm7"
@@ -22,10 +22,8 @@ def errors(protocol: ProtocolConfig, results: Path) -> pd.DataFrame:
     """One row a run: protocol, row of the table, network, fold, seed, molecules trained on, and the
     errors on the test fold in kcal/mol."""
     rows = []
-    for run in finished_runs(protocol, TASK, results):
-        folder, metrics = results / "runs" / run.key, read_metrics(results, run)
-        assert metrics is not None
-        facts = json.loads((folder / "provenance.json").read_text())
+    for run, metrics in finished_runs(protocol, TASK, results):
+        facts = json.loads((results / "runs" / run.key / "provenance.json").read_text())
         rows.append(
             {
                 "protocol": run.protocol,
@@ -57,7 +55,7 @@ def predictions(protocol: ProtocolConfig, results: Path) -> dict[str, np.ndarray
     """By row of the table: energies of the test molecules and what was predicted, of all its runs,
     (n, 2) in kcal/mol."""
     found: dict[str, list[np.ndarray]] = {}
-    for run in finished_runs(protocol, TASK, results):
+    for run, _ in finished_runs(protocol, TASK, results):
         with np.load(results / "runs" / run.key / "predictions.npz") as file:
             pair = (file["5-fold_targets"], file["5-fold_predictions"])
         found.setdefault(run.model, []).append(np.stack(pair, axis=1).astype(float))

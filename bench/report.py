@@ -94,7 +94,8 @@ def _figures(
     protocol: ProtocolConfig, task: str, table: pd.DataFrame, results: Path
 ) -> list[Figure]:
     planned = [run for run in planned_runs(protocol) if run.task == task]
-    runs = [r for r in planned if (m := tables.read_metrics(results, r)) and _finished(m)]
+    ended = tables.ended_runs(protocol, task, results)
+    runs = [run for run, metrics in ended if _finished(metrics)]
     if not runs:
         return []
     entry = TASKS[task]

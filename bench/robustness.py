@@ -13,7 +13,7 @@ from bench.certificate import certificate
 from bench.config import ProtocolConfig
 from bench.errors import RunError
 from bench.provenance import git_state, hardware, origin
-from bench.tables import command, finished_runs, read_metrics
+from bench.tables import command, finished_runs
 from bench.typesetting import plus_minus
 from data_prep.files import atomic_path, write_bytes
 
@@ -32,34 +32,28 @@ def certificates(
         RunError: if there is no such run, or a model has runs but no weights, or the digits are
             gone.
     """
-    upright = [run for run in finished_runs(protocol, TASK, results) if run.setting == "N"]
+    finished = finished_runs(protocol, TASK, results)
+    upright = [(run, metrics) for run, metrics in finished if run.setting == "N"]
     if not upright:
         raise RunError(
             f"no finished run of protocol {protocol.protocol} on upright digits: run "
             f"`{command(protocol)}` first"
         )
-    weights = {run.key: results / "runs" / run.key / "weights.safetensors" for run in upright}
     rows, source = [], ""
-    for model in dict.fromkeys(run.model for run in upright):
-        mine = [run for run in upright if run.model == model]
-        kept = [run for run in mine if weights[run.key].exists()]
-        if not kept:
-            path = weights[mine[0].key]
+    for model in dict.fromkeys(run.model for run, _ in upright):
+        mine = [(run, metrics) for run, metrics in upright if run.model == model]
+        weights = [results / "runs" / run.key / "weights.safetensors" for run, _ in mine]
+        if not any(path.exists() for path in weights):
             raise RunError(
-                f"{path} is missing: train it again with `snakemake --cores 2 --config "
-                f"protocol={protocol.protocol} --force {path.with_name('metrics.json')}`"
+                f"{weights[0]} is missing: train it again with `snakemake --cores 2 --config "
+                f"protocol={protocol.protocol} --force {weights[0].with_name('metrics.json')}`"
             )
-        for run in kept:
+        for (run, metrics), path in zip(mine, weights, strict=True):
+            if not path.exists():
+                continue
             found = certificate(
-                run.network,
-                TASK,
-                weights=weights[run.key],
-                signals=digits,
-                rotations=rotations,
-                data=data,
+                run.network, TASK, weights=path, signals=digits, rotations=rotations, data=data
             )
-            metrics = read_metrics(results, run)
-            assert metrics is not None  # it has finished
             drawn, smooth = found["inputs"]["digits"], found["inputs"]["band-limited"]
             source = found["source"]  # the same for all: that of the protocol's data
             rows.append(

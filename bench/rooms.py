@@ -34,7 +34,7 @@ def confusions(
 ) -> dict[tuple[str, str], np.ndarray]:
     """By model and column: the confusion matrices (15, 15) of its runs, added up."""
     found: dict[tuple[str, str], np.ndarray] = {}
-    for run in finished_runs(protocol, task, results):
+    for run, _ in finished_runs(protocol, task, results):
         with np.load(results / "runs" / run.key / "predictions.npz") as file:
             for column in TASKS[task].columns:
                 pair = (file[f"{column}_predictions"], file[f"{column}_targets"])
@@ -59,7 +59,8 @@ def write_rooms(
 ) -> list[Path]:
     """Write <task>_classes.csv and .md, <task>_confusion.png and <task>_panoramas.png into `out`;
     returns the paths."""
-    runs, matrices = finished_runs(protocol, task, results), confusions(protocol, task, results)
+    runs = [run for run, _ in finished_runs(protocol, task, results)]
+    matrices = confusions(protocol, task, results)
     table = class_table(matrices)
     names = ("classes.csv", "classes.md", "confusion.png", "panoramas.png")
     paths = [out / f"{task}_{name}" for name in names]

@@ -75,15 +75,25 @@ def read_metrics(results: Path, run: RunConfig) -> dict[str, Any] | None:
     return metrics if metrics["config_hash"] == run.hash else None
 
 
-def finished_runs(protocol: ProtocolConfig, task: str, results: Path) -> list[RunConfig]:
-    """Runs of a task that have ended and did not diverge.
+def ended_runs(
+    protocol: ProtocolConfig, task: str, results: Path
+) -> list[tuple[RunConfig, dict[str, Any]]]:
+    """Runs of a task that have ended, diverged ones too, each with its `read_metrics`."""
+    runs = [run for run in planned_runs(protocol) if run.task == task]
+    ended = [(run, read_metrics(results, run)) for run in runs]
+    return [(run, metrics) for run, metrics in ended if metrics is not None]
+
+
+def finished_runs(
+    protocol: ProtocolConfig, task: str, results: Path
+) -> list[tuple[RunConfig, dict[str, Any]]]:
+    """Those of `ended_runs` that did not diverge.
 
     Raises:
         RunError: if there are none.
     """
-    runs = [run for run in planned_runs(protocol) if run.task == task]
-    ended = [(run, read_metrics(results, run)) for run in runs]
-    found = [run for run, metrics in ended if metrics and metrics["status"] == "finished"]
+    ended = ended_runs(protocol, task, results)
+    found = [(run, metrics) for run, metrics in ended if metrics["status"] == "finished"]
     if not found:
         raise RunError(
             f"no finished run of {task} in protocol {protocol.protocol}: run "

@@ -12,7 +12,7 @@ from jinja2 import Template
 
 from bench.config import ProtocolConfig, planned_runs
 from bench.registry import TASKS
-from bench.tables import COLUMNS, build_table, called, command, read_metrics
+from bench.tables import COLUMNS, build_table, called, command, ended_runs
 from data_prep.files import atomic_path
 
 NOT_CLAIMED = "not claimed"
@@ -107,10 +107,9 @@ def by_setting(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFra
     ± sample standard deviation over its seeds, as text; empty where there is no such column."""
     columns = {c: s for c, s in TASKS[task].columns.items() if len(s) > 1}
     rows = []
-    for run in planned_runs(protocol):
-        metrics = read_metrics(results, run) if run.task == task else None
+    for run, metrics in ended_runs(protocol, task, results):
         for column, settings in columns.items():
-            if metrics and metrics["status"] == "finished" and run.setting in settings:
+            if metrics["status"] == "finished" and run.setting in settings:
                 head = {"model": run.model, "setting": run.setting, "column": column}
                 rows.append(head | metrics["test"][column])
     if not rows:
@@ -125,11 +124,9 @@ def origins(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
     """Which processors, precisions and commits the runs of each model that have ended come from, as
     text. Columns of the tables pool the lines of a model."""
     rows = []
-    runs = [run for run in planned_runs(protocol) if run.task == task]
-    models = list(dict.fromkeys(run.model for run in runs))
+    models = list(dict.fromkeys(run.model for run in planned_runs(protocol) if run.task == task))
+    runs = [run for run, _ in ended_runs(protocol, task, results)]
     for run in sorted(runs, key=lambda run: models.index(run.model)):
-        if read_metrics(results, run) is None:
-            continue
         facts = json.loads((results / "runs" / run.key / "provenance.json").read_text())
         stretches = [*facts.get("resumed_from", []), facts]
         rows.append(
