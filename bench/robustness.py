@@ -114,7 +114,7 @@ def over_seeds(found: pd.DataFrame) -> pd.DataFrame:
     mean, std = groups.mean(), groups.std(ddof=1)
     table = groups.size().rename("seeds").reset_index()
     for name in mean.columns.drop("seed"):
-        places = ".2g" if "error" in name else ".1f"
+        places = (".3g", ".1g") if "error" in name else (".1f", ".1f")
         pairs = zip(mean[name], std[name], strict=True)
-        table[name] = [plus_minus(*pair, places) for pair in pairs]
+        table[name] = [plus_minus(*pair, *places) for pair in pairs]
     return table

@@ -248,11 +248,11 @@ def _count(value: Any) -> str:
     return "" if pd.isna(value) else f"{value:,}"
 
 
-def plus_minus(mean: float, std: float, places: str = ".2f") -> str:
+def plus_minus(mean: float, std: float, places: str = ".2f", of_std: str = ".2f") -> str:
     """Empty where there is no mean, the mean alone where there is no deviation."""
     if pd.isna(mean):
         return ""
-    return f"{mean:{places}}" + ("" if pd.isna(std) else f" ± {std:{places}}")
+    return f"{mean:{places}}" + ("" if pd.isna(std) else f" ± {std:{of_std}}")
 
 
 def _claim(row: Any, notes: list[str]) -> str:

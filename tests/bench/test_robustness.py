@@ -87,7 +87,7 @@ def test_a_row_for_each_seed_whose_weights_are_there(results, tiny_data, tmp_pat
     assert first != second
     table = over_seeds(found).set_index("model")
     mean, std = (first + second) / 2, abs(first - second) / 2**0.5
-    assert table.loc["UGSCNN", "digits: mean error"] == f"{mean:.2g} ± {std:.2g}"
+    assert table.loc["UGSCNN", "digits: mean error"] == f"{mean:.3g} ± {std:.1g}"
     assert "±" not in table.loc["PDO-eS2CNN-small", "digits: mean error"]
     assert list(table["seeds"]) == [2, 1]
 
