@@ -73,13 +73,12 @@ def rows(matrix: Tensor, index: Tensor) -> Tensor:
     return nn.functional.embedding(index, matrix)
 
 
-def seven_neighbours(atlas: Atlas, out_vertices: int, directions: int) -> Seen:
-    """Field at each of the first `out_vertices` vertices that are no corners (k = 0) and at its
-    neighbour in direction k - 1."""
+def neighbourhoods(atlas: Atlas, out_vertices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of the first `out_vertices` vertices that are no corners: itself and its neighbours
+    in the six directions, and the turns towards them, (P, 7) each, for `Seen`."""
     vertex = np.arange(CORNERS, out_vertices)
     around = np.column_stack([vertex, atlas.neighbours[vertex]])
-    turn = np.column_stack([np.zeros_like(vertex), atlas.turns[vertex]])
-    return Seen(around, turn, len(atlas.mesh), directions)
+    return around, np.column_stack([np.zeros_like(vertex), atlas.turns[vertex]])
 
 
 def turned_kernels(directions: int) -> np.ndarray:
@@ -111,7 +110,8 @@ class HexGroupConv(nn.Module):
         super().__init__()
         level = atlas.mesh.level if stride == 1 else atlas.mesh.level - 1
         out_vertices = 10 * 4**level + 2
-        self.seen = seven_neighbours(atlas, out_vertices, directions)
+        around, turn = neighbourhoods(atlas, out_vertices)
+        self.seen = Seen(around, turn, len(atlas.mesh), directions)
         index = torch.from_numpy(turned_kernels(directions))
         self.register_buffer("turned", index, persistent=False)
         fan_in = 7 * directions * in_fields

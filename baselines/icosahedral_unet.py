@@ -9,7 +9,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from baselines.charts import CORNERS, Atlas
-from baselines.icosahedral_cnn import FieldNorm, HexGroupConv, Seen
+from baselines.icosahedral_cnn import FieldNorm, HexGroupConv, Seen, neighbourhoods
 from baselines.rooms import CHANNELS, LABELS, checked
 from pdo.mesh import Icosphere
 from pdo.sparse import SparseOperator
@@ -29,15 +29,12 @@ class Upsampling(nn.Module):
     def __init__(self, fine: Atlas) -> None:
         super().__init__()
         coarse = 10 * 4 ** (fine.mesh.level - 1) + 2
-        vertex = np.arange(CORNERS, len(fine.mesh))
-        around, turn = fine.neighbours[vertex], fine.turns[vertex]
-        # Which directions lead to the ends of an edge; twice the same if the other is a corner.
-        is_end = (around >= CORNERS) & (around < coarse)
-        arms = np.column_stack([is_end.argmax(axis=1), 5 - is_end[:, ::-1].argmax(axis=1)])
-        new = (vertex >= coarse)[:, None]
-        ends = np.where(new, np.take_along_axis(around, arms, axis=1), vertex[:, None])
-        turn = np.where(new, np.take_along_axis(turn, arms, axis=1), 0)
-        self.ends = Seen(ends, turn, coarse)
+        around, turn = neighbourhoods(fine, len(fine.mesh))
+        # First and last of what is known around: the ends of an edge, twice the same if the other
+        # is a corner; of an old vertex itself, since all its neighbours are new.
+        known = (around >= CORNERS) & (around < coarse)
+        ends = np.column_stack([known.argmax(axis=1), 6 - known[:, ::-1].argmax(axis=1)])
+        self.ends = Seen(*(np.take_along_axis(a, ends, axis=1) for a in (around, turn)), coarse)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ends(x).mean(dim=2)

@@ -22,6 +22,7 @@ from tabulate import tabulate
 from bench.config import ProtocolConfig, RunConfig, planned_runs
 from bench.data import DigitData, MoleculeData, RoomData, StanfordData, SyntheticRoomsData
 from bench.errors import ConfigError
+from bench.provenance import stretches
 from bench.registry import MODELS, columns_of
 from data_prep.grids import grid_points
 from data_prep.stanford import AREAS, FOLDS
@@ -106,11 +107,10 @@ def measured_speeds(recorded: Path) -> dict[tuple, Speed]:
     out: which epochs took which is not recorded."""
     seconds: dict[tuple, dict[tuple, list[float]]] = defaultdict(lambda: defaultdict(list))
     for folder, config, facts in _recorded_runs(recorded):
+        if len({(part["gpu"] or part["cpu"], part["threads"]) for part in stretches(facts)}) > 1:
+            continue
         with (folder / "history.csv").open() as file:
             epochs = [float(row["seconds"]) for row in csv.DictReader(file)]
-        stretches = [facts, *facts.get("resumed_from", [])]
-        if len({(s["gpu"] or s["cpu"], s["threads"]) for s in stretches}) > 1:
-            continue
         machine = (facts["gpu"] or f"{facts['cpu']}, {facts['cores']} cores", facts["threads"])
         samples = facts["data"]["counts"]["train"]
         key = (*_recorded_key(config), config["data"]["level"], facts["gpu"] is not None)

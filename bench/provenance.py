@@ -63,6 +63,11 @@ def origin(command: str, facts: dict[str, Any]) -> str:
     return f"`{command}`, commit {facts['git_commit']}{changed}, {facts['cpu']}"
 
 
+def stretches(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a run's provenance: each stretch of a run that was resumed, the last one is `facts`."""
+    return [*facts.get("resumed_from", []), facts]
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     """Processor, memory and, on CUDA, the GPU's name."""
     cpu = platform.processor() or platform.machine()

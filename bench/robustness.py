@@ -14,7 +14,7 @@ from bench.config import ProtocolConfig
 from bench.errors import RunError
 from bench.provenance import git_state, hardware, origin
 from bench.tables import command, finished_runs
-from bench.typesetting import plus_minus
+from bench.typesetting import over_runs
 from data_prep.files import atomic_path, write_bytes
 
 TASK = "spherical_mnist"
@@ -39,38 +39,41 @@ def certificates(
             f"no finished run of protocol {protocol.protocol} on upright digits: run "
             f"`{command(protocol)}` first"
         )
-    rows, source = [], ""
-    for model in dict.fromkeys(run.model for run, _ in upright):
-        mine = [(run, metrics) for run, metrics in upright if run.model == model]
-        weights = [results / "runs" / run.key / "weights.safetensors" for run, _ in mine]
-        if not any(path.exists() for path in weights):
+    models = list(dict.fromkeys(run.model for run, _ in upright))
+    upright.sort(key=lambda pair: models.index(pair[0].model))
+    weights = {run.key: results / "runs" / run.key / "weights.safetensors" for run, _ in upright}
+    kept = [(run, metrics) for run, metrics in upright if weights[run.key].exists()]
+    certified = {run.model for run, _ in kept}
+    for run, _ in upright:
+        if run.model not in certified:
+            path = weights[run.key]
             raise RunError(
-                f"{weights[0]} is missing: train it again with `snakemake --cores 2 --config "
-                f"protocol={protocol.protocol} --force {weights[0].with_name('metrics.json')}`"
+                f"{path} is missing: train it again with `snakemake --cores 2 --config "
+                f"protocol={protocol.protocol} --force {path.with_name('metrics.json')}`"
             )
-        for (run, metrics), path in zip(mine, weights, strict=True):
-            if not path.exists():
-                continue
-            found = certificate(
-                run.network, TASK, weights=path, signals=digits, rotations=rotations, data=data
-            )
-            drawn, smooth = found["inputs"]["digits"], found["inputs"]["band-limited"]
-            source = found["source"]  # the same for all: that of the protocol's data
-            rows.append(
-                {
-                    "model": model,
-                    "parameters": found["parameters"],
-                    "seed": run.seed,
-                    "N/N": metrics["test"]["N/N"]["accuracy_percent"],
-                    "N/R": metrics["test"]["N/R"]["accuracy_percent"],
-                    "digits: mean error": drawn["invariants"]["mean"],
-                    "digits: max error": drawn["invariants"]["max"],
-                    "digits: agreement %": 100 * drawn["agreement"],
-                    "band-limited: mean error": smooth["invariants"]["mean"],
-                    "band-limited: max error": smooth["invariants"]["max"],
-                    "errors of": drawn["invariants_are"],
-                }
-            )
+    rows, source = [], ""
+    for run, metrics in kept:
+        path = weights[run.key]
+        found = certificate(
+            run.network, TASK, weights=path, signals=digits, rotations=rotations, data=data
+        )
+        drawn, smooth = found["inputs"]["digits"], found["inputs"]["band-limited"]
+        source = found["source"]  # the same for all: that of the protocol's data
+        rows.append(
+            {
+                "model": run.model,
+                "parameters": found["parameters"],
+                "seed": run.seed,
+                "N/N": metrics["test"]["N/N"]["accuracy_percent"],
+                "N/R": metrics["test"]["N/R"]["accuracy_percent"],
+                "digits: mean error": drawn["invariants"]["mean"],
+                "digits: max error": drawn["invariants"]["max"],
+                "digits: agreement %": 100 * drawn["agreement"],
+                "band-limited: mean error": smooth["invariants"]["mean"],
+                "band-limited: max error": smooth["invariants"]["max"],
+                "errors of": drawn["invariants_are"],
+            }
+        )
     return pd.DataFrame(rows), source
 
 
@@ -110,11 +113,9 @@ def _markdown(protocol: ProtocolConfig, found: pd.DataFrame, made: str) -> str:
 
 def over_seeds(found: pd.DataFrame) -> pd.DataFrame:
     """Mean ± sample standard deviation over the seeds of each model, as text."""
-    groups = found.groupby(["model", "parameters", "errors of"], sort=False)
-    mean, std = groups.mean(), groups.std(ddof=1)
-    table = groups.size().rename("seeds").reset_index()
-    for name in mean.columns.drop("seed"):
-        places = (".3g", ".1g") if "error" in name else (".1f", ".1f")
-        pairs = zip(mean[name], std[name], strict=True)
-        table[name] = [plus_minus(*pair, *places) for pair in pairs]
-    return table
+    measured = found.drop(columns="seed")
+    places = {name: (".3g", ".1g") if "error" in name else (".1f", ".1f") for name in measured}
+    groups = measured.groupby(["model", "parameters", "errors of"], sort=False)
+    table = over_runs(groups, places)
+    table.insert(0, "seeds", groups.size())
+    return table.reset_index()

@@ -110,14 +110,18 @@ def build_table(
     entry, claims = TASKS[task], read_claims()
     claims = claims[claims["task"] == task].set_index(["model", "metric", "setting"])
     runs = [run for run in planned_runs(protocol) if run.task == task]
+    ended = ended_runs(protocol, task, results)
     rows = []
     for model in dict.fromkeys(run.model for run in runs):
         for column, settings in entry.columns.items():
             mine = [r for r in runs if r.model == model and r.setting in settings]
             if not mine:
                 continue
-            ended = [(run.setting, read_metrics(results, run)) for run in mine]
-            found = [(setting, m) for setting, m in ended if m is not None]
+            found = [
+                (run.setting, metrics)
+                for run, metrics in ended
+                if run.model == model and run.setting in settings
+            ]
             for metric in entry.metrics:
                 values = [
                     (setting, m["test"][column][metric])

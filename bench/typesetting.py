@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Template
+from pandas.api.typing import DataFrameGroupBy
 
 from bench.config import ProtocolConfig, planned_runs
+from bench.provenance import stretches
 from bench.registry import TASKS
 from bench.tables import COLUMNS, build_table, called, command, ended_runs
 from data_prep.files import atomic_path
@@ -115,9 +118,21 @@ def by_setting(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFra
     if not rows:
         return pd.DataFrame()
     groups = pd.DataFrame(rows).groupby(["model", "setting", "column"], sort=False)
+    return over_runs(groups).assign(runs=groups.size()).reset_index()
+
+
+def over_runs(
+    groups: DataFrameGroupBy, places: Mapping[str, tuple[str, str]] | None = None
+) -> pd.DataFrame:
+    """Mean ± sample standard deviation of every column over the rows of each group, as text, with
+    the `places` of a column, or two, for `plus_minus`."""
     mean, std = groups.mean(), groups.std(ddof=1)
-    frame = pd.DataFrame({k: map(plus_minus, mean[k], std[k]) for k in mean}, index=mean.index)
-    return frame.assign(runs=groups.size()).reset_index()
+    texts = {}
+    for name in mean:
+        formats = (places or {}).get(name, ())
+        pairs = zip(mean[name], std[name], strict=True)
+        texts[name] = [plus_minus(*pair, *formats) for pair in pairs]
+    return pd.DataFrame(texts, index=mean.index)
 
 
 def origins(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
@@ -128,13 +143,12 @@ def origins(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
     runs = [run for run, _ in ended_runs(protocol, task, results)]
     for run in sorted(runs, key=lambda run: models.index(run.model)):
         facts = json.loads((results / "runs" / run.key / "provenance.json").read_text())
-        stretches = [*facts.get("resumed_from", []), facts]
         rows.append(
             {
                 "model": run.model,
                 "processor": facts["gpu"] or facts["cpu"],
                 "precision": facts["precision"],
-                "commit": [str(stretch["git_commit"])[:7] for stretch in stretches],
+                "commit": [str(stretch["git_commit"])[:7] for stretch in stretches(facts)],
             }
         )
     if not rows:
