@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from multiprocessing import get_context
 from typing import Any
 
@@ -27,9 +28,10 @@ from bench.registry import MODELS
 from data_prep.grids import grid_points
 from pdo.activation import fibre_basis
 from pdo.direct import to_direct
-from pdo.layers import PDOConv, real_weights
-from pdo.local import add_weight_gradients, chunks, mix, mix_transposed
+from pdo.layers import PDOConv
+from pdo.local import Neighbourhood
 from pdo.mesh import Icosphere
+from pdo.mixing import add_weight_gradients, mix, real_weights, stacked
 
 FIELDS, BATCH = 16, 16
 """Of the single layers. With 8 samples MKL multiplies small matrices four times more slowly."""
@@ -148,11 +150,14 @@ def count_work(layer: PDOConv, batch: int) -> Work:
 
 
 def compare_with_floors(level: int, repeats: int, samples: Sequence[int] = SAMPLES) -> list[Row]:
-    """Group layers and their mixing against the rates of a large GEMM and of a large copy."""
+    """Group layers and their mixing against the rates of a large GEMM and of a large copy: with all
+    threads, and with one, as training has."""
     mesh, rows = Icosphere(level), []
     a, b = torch.randn(2, GEMM_SIZE, GEMM_SIZE)
     source, target = torch.empty(2, COPY_BYTES // 4).fill_(1.0)
-    for n in samples:
+    before = torch.get_num_threads()
+    for threads, n in product(sorted({1, before}, reverse=True), samples):
+        torch.set_num_threads(threads)
         layer = PDOConv(mesh, FIELDS, FIELDS, n // 2)
         work = count_work(layer, BATCH)
         x = random_field(mesh, n, FIELDS, BATCH)
@@ -170,27 +175,36 @@ def compare_with_floors(level: int, repeats: int, samples: Sequence[int] = SAMPL
         values |= {"layer ms": 1e3 * seconds["layer"], "floor ms": 1e3 * floor}
         values |= {"arithmetic ms": 1e3 * work.arithmetic / gemm}
         values |= {"bytes ms": 1e3 * work.bytes / copy, "layer / floor": seconds["layer"] / floor}
-        rows.append({"N": n, **summary(values)})
+        rows.append({"threads": threads, "N": n, **summary(values)})
+    torch.set_num_threads(before)
     return rows
 
 
 def mixing_step(layer: PDOConv, x: Tensor) -> Step:
-    """Channel mixing alone, forward and backward, on derivatives in the cache as in the layer."""
+    """Channel mixing alone, forward and backward, on columns in the cache as in a layer that does
+    not widen the field."""
     with torch.no_grad():
-        weights = [real_weights(w) for w in layer.weights]
-    transposed = [w.t().contiguous() for w in weights]
-    totals = [torch.zeros_like(w) for w in transposed]
-    sizes = [len(part) for part in chunks(x, layer.derivatives, x.dtype)]
-    fields, batch = x.shape[2:]
-    derived = [torch.randn(layer.derivatives.rows * fields, size * batch) for size in sizes[-2:]]
-    grad = [torch.randn(sum(len(w) for w in weights), d.shape[1]) for d in derived]
-    order = [0] * (len(sizes) - 1) + [-1]  # all but the last part are alike
+        forth = stacked([real_weights(w) for w in layer.weights])
+        back = stacked(layer.derivatives.adjoint(layer.weights))
+        y = layer(x)
+    totals = [torch.zeros_like(w.mT, memory_format=torch.contiguous_format) for w in back]
+    batch = x.shape[3]
+
+    def columns(near: Neighbourhood, field: Tensor) -> list[Tensor]:
+        """Of every chunk but the last the same memory."""
+        sizes = [len(part) for part in near.chunks(field, field.dtype)]
+        made = [torch.randn(near.rows * field.shape[2], size * batch) for size in sizes[-2:]]
+        return [made[0]] * (len(sizes) - 1) + [made[-1]]
+
+    derived, terms = columns(layer.derivatives, x), columns(layer.derivatives.back, y)
+    values = {part.shape[1]: torch.randn(x[0, :, :, 0].numel(), part.shape[1]) for part in terms}
 
     def step() -> None:
-        for i in order:
-            mix(derived[i], weights)
-            add_weight_gradients(derived[i], grad[i], totals)
-            mix_transposed(grad[i], transposed, torch.empty_like(derived[i]))
+        for part in derived:
+            mix(part, forth)
+        for part in terms:
+            add_weight_gradients(part, values[part.shape[1]], totals)
+            mix(part, back)
 
     return step
 

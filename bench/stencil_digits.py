@@ -29,11 +29,12 @@ from data_prep.mnist import Digits
 from data_prep.spherical_mnist import haar_rotations, sample_rotated
 from data_prep.synthetic_digits import mnist_or_synthetic
 from pdo.activation import FieldNormReLU
+from pdo.derivatives import Derivatives, derive_and_mix
 from pdo.frames import default_frames
-from pdo.layers import InvariantReadout, PDOConv, real_weights
-from pdo.local import Derivatives, FieldOperator, derive_and_mix
+from pdo.layers import InvariantReadout, PDOConv
+from pdo.local import FieldOperator
 from pdo.mesh import Icosphere
-from pdo.operators import coordinates, derivative_matrix, transport_matrix
+from pdo.operators import Terms, all_terms, transport_matrix
 from pdo.sparse import SparseOperator
 from pdo.stencils import PAPER, Stencil, fit_stencil, restrict
 
@@ -112,36 +113,35 @@ class FamilyConv(PDOConv):
         self, mesh: Icosphere, in_fields: int, out_fields: int, input_orders: int, family: Family
     ) -> None:
         super().__init__(mesh, in_fields, out_fields, ORDERS, input_orders, PAPER)
-        frames, n, rows = default_frames(mesh), 2 * input_orders + 1, self.derivatives.rows_of_order
+        frames, n = default_frames(mesh), 2 * input_orders + 1
         smoothers = [smoother_stencil(mesh, frames, s) for s in family.smoothers]
         self.smoothers = nn.Sequential(
             *(FieldOperator(_average(s, mesh, input_orders), n) for s in smoothers)
         )
         fit = fit_stencil(mesh, frames, family.fit)
+
+        def derivatives(listed: Terms) -> Derivatives:
+            return Derivatives(fit, mesh.mean_edge, listed, input_orders, len(mesh))
+
+        listed, self.identity = all_terms(input_orders, ORDERS), None
         if family.raw_identity:
             fit.weights[:, 0] = fit.rows == fit.cols
-        matrix = derivative_matrix(fit, mesh.mean_edge, input_orders, ORDERS, len(mesh))
-        self.identity = None
-        if family.raw_identity:
-            first = [len(range(n)[coordinates(m)]) for m in range(ORDERS + 1)]
-            alone = np.concatenate(
-                [np.tile(np.arange(r) < f, len(mesh)) for r, f in zip(rows, first, strict=True)]
-            )
-            self.identity = Derivatives(matrix[alone], first, n)
-            matrix, rows = matrix[~alone], tuple(np.subtract(rows, first))
-        self.derivatives = Derivatives(matrix, rows, n)
+            alone = [[t for t in found if t.operator == 0] for found in listed]
+            self.identity = derivatives(alone[: input_orders + 1])  # no terms of higher orders
+            listed = [[t for t in found if t.operator != 0] for found in listed]
+        self.derivatives = derivatives(listed)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, smooth = [real_weights(w) for w in self.weights], self.smoothers(x)
+        weights, smooth = list(self.weights), self.smoothers(x)
         if self.identity is None:
-            mixed = derive_and_mix(smooth, self.derivatives, weights, x.dtype)
-        else:
-            widths = [rows * self.in_fields for rows in self.identity.rows_of_order]
-            first = [w[:, :k] for w, k in zip(weights, widths, strict=True)]
-            others = [w[:, k:] for w, k in zip(weights, widths, strict=True)]
-            mixed = derive_and_mix(x, self.identity, first, x.dtype)
-            mixed = mixed + derive_and_mix(smooth, self.derivatives, others, x.dtype)
-        return mixed.view(len(x), -1, self.out_fields, x.shape[3])
+            return derive_and_mix(smooth, self.derivatives, weights, x.dtype)
+        with_identity = self.input_orders + 1  # so many orders, with one weight for it, the first
+        first = [w.narrow(-3, 0, 1) for w in weights[:with_identity]]
+        others = [w.narrow(-3, 1, w.shape[-3] - 1) for w in weights[:with_identity]]
+        others += weights[with_identity:]
+        alone = derive_and_mix(x, self.identity, first, x.dtype)
+        mixed = derive_and_mix(smooth, self.derivatives, others, x.dtype)
+        return mixed + nn.functional.pad(alone, (0, 0, 0, 0, 0, mixed.shape[1] - alone.shape[1]))
 
 
 class FamilyPool(nn.Module):

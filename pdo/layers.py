@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pdo.derivatives import Derivatives, derive_and_mix
 from pdo.fields import check_field
 from pdo.frames import default_frames
-from pdo.local import Derivatives, FieldOperator, derive_and_mix
+from pdo.local import FieldOperator
 from pdo.mesh import Icosphere
-from pdo.operators import derivative_matrix, derivative_rows, terms, transport_matrix
+from pdo.operators import all_terms, term_rows, transport_matrix
 from pdo.precision import compute_dtype, full_precision
 from pdo.stencils import (
     SMOOTHED,
@@ -88,13 +89,12 @@ class PDOConv(nn.Module):
             self.smoothing = FieldOperator(
                 transport_matrix(smooth, input_orders, len(mesh)), 2 * input_orders + 1
             )
-        matrix = derivative_matrix(fit, mesh.mean_edge, input_orders, reached, len(mesh))
-        rows = [derivative_rows(m, input_orders) for m in range(reached + 1)]
-        self.derivatives = Derivatives(matrix, rows, 2 * input_orders + 1)
+        listed = all_terms(input_orders, reached)
+        self.derivatives = Derivatives(fit, mesh.mean_edge, listed, input_orders, len(mesh))
         self.weights = nn.ParameterList()
-        for m in range(reached + 1):
+        for m, found in enumerate(listed):
             # order 0: real weights, one for each real row
-            count = rows[0] if m == 0 else len(terms(m, input_orders))
+            count = sum(term_rows(0, t) for t in found) if m == 0 else len(found)
             fan_in = (1 if m == 0 else 2) * count * in_fields
             shape = (count, out_fields, in_fields) if m == 0 else (2, count, out_fields, in_fields)
             self.weights.append(nn.Parameter(torch.randn(shape) * math.sqrt(2 / fan_in)))
@@ -104,19 +104,8 @@ class PDOConv(nn.Module):
         check_field(self, x, len(self.mesh), n, self.in_fields, self.weights[0].dtype)
         if self.smoothing is not None:
             x = self.smoothing(x)
-        weights = [real_weights(w) for w in self.weights]
-        mixed = derive_and_mix(x, self.derivatives, weights, compute_dtype(x))
-        out = mixed.view(len(x), -1, self.out_fields, x.shape[3])
+        out = derive_and_mix(x, self.derivatives, list(self.weights), compute_dtype(x))
         return nn.functional.pad(out, (0, 0, 0, 0, 0, self.unreached)) if self.unreached else out
-
-
-def real_weights(w: Tensor) -> Tensor:
-    """The GEMM matrix of one order: (parts * C_out, rows * C_in)."""
-    if w.dim() == 3:
-        return w.transpose(0, 1).flatten(1)
-    re, im = w
-    blocks = torch.stack([torch.stack([re, -im]), torch.stack([im, re])])  # out part, in part, term
-    return blocks.permute(0, 3, 2, 1, 4).flatten(2, 4).flatten(0, 1)
 
 
 class Pool(nn.Module):

@@ -12,7 +12,8 @@ identity and the Laplacian keep it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -55,9 +56,23 @@ def terms(m: int, input_orders: int) -> list[Term]:
     return found
 
 
-def derivative_rows(m: int, input_orders: int) -> int:
-    """Real rows of output order m at a vertex: two parts of each term, one where both are real."""
-    return sum(1 if m == t.n == 0 else 2 for t in terms(m, input_orders))
+Terms = Sequence[Sequence[Term]]
+"""Those of each output order m = 0, 1, ..."""
+
+
+def all_terms(input_orders: int, output_orders: int) -> list[list[Term]]:
+    """All terms of output orders m = 0 .. `output_orders`."""
+    return [terms(m, input_orders) for m in range(output_orders + 1)]
+
+
+def term_rows(m: int, term: Term) -> int:
+    """Real rows of a term of output order m at a vertex: two parts, one where both are real."""
+    return 1 if m == term.n == 0 else 2
+
+
+def terms_of_input(listed: Terms, n: int) -> list[tuple[int, int, Term]]:
+    """The terms that read mode n: output order, place in its list, and the term."""
+    return [(m, i, t) for m, row in enumerate(listed) for i, t in enumerate(row) if t.n == n]
 
 
 def coordinates(n: int) -> slice:
@@ -74,23 +89,52 @@ def complex_operators(stencil: Stencil, h: float) -> np.ndarray:
 
 
 def derivative_matrix(
-    stencil: Stencil, h: float, input_orders: int, output_orders: int, n_vertices: int
+    stencil: Stencil, h: float, listed: Terms, input_orders: int, n_vertices: int
 ) -> sparse.csr_array:
-    """All terms of all output orders, one real matrix below the other: for each order m a block of
-    V * R_m rows, against V * (2 input_orders + 1) columns.
+    """All listed terms, one real matrix below the other: for each output order m a block of V * R_m
+    rows, against V * (2 input_orders + 1) columns.
 
-    Row (P, r) of block m: the terms as `terms` lists them, each with its parts (Re, Im); identity
-    and Laplacian of mode 0 are real and have one part.
+    Row (P, r) of block m: the terms as they are listed, each with its parts (Re, Im); identity and
+    Laplacian of mode 0 are real and have one part.
     """
-    weights = complex_operators(stencil, h)
+    operators = complex_operators(stencil, h)
     matrices = []
-    for m in range(output_orders + 1):
-        listed = terms(m, input_orders)
-        phases = [weights[t.operator] * np.exp(1j * t.n * stencil.angles) for t in listed]
-        blocks = [_real_block(w, t.n, m, t.conjugate) for w, t in zip(phases, listed, strict=True)]
-        starts = [coordinates(t.n).start for t in listed]
+    for m, found in enumerate(listed):
+        blocks = [_real_block(_weights(stencil, operators, t), t.n, m, t.conjugate) for t in found]
+        starts = [coordinates(t.n).start for t in found]
         matrices.append(_assemble(stencil, blocks, starts, n_vertices, 2 * input_orders + 1))
     return sparse.vstack(matrices, format="csr")
+
+
+def adjoint_matrix(
+    stencil: Stencil, h: float, listed: Terms, input_orders: int, n_vertices: int
+) -> sparse.csr_array:
+    """The adjoint D^H of every listed term D, applied to the gradient g_m of its output order (to
+    conj g_m, where the term reads a conjugate): for each input mode n a block of V * R_n rows,
+    against V * (2 output orders + 1) columns.
+
+    out_m = sum W D f_n has the gradients sum over m of W^H D^H g_m with respect to f_n, and
+    sum over P of (D^H g_m) conj f_n with respect to W: both from rows that are as many as those of
+    the derivatives. Row (Q, r) of block n: the terms as `terms_of_input` lists them, with parts as
+    in `derivative_matrix`.
+    """
+    operators = complex_operators(stencil, h)
+    reverse = replace(stencil, rows=stencil.cols, cols=stencil.rows)
+    matrices = []
+    for n in range(input_orders + 1):
+        found = terms_of_input(listed, n)
+        blocks = [
+            _real_block(_weights(stencil, operators, t), n, m, t.conjugate, adjoint=True)
+            for m, _, t in found
+        ]
+        starts = [coordinates(m).start for m, _, _ in found]
+        matrices.append(_assemble(reverse, blocks, starts, n_vertices, 2 * len(listed) - 1))
+    return sparse.vstack(matrices, format="csr")
+
+
+def _weights(stencil: Stencil, operators: np.ndarray, term: Term) -> np.ndarray:
+    """What each neighbour's mode counts in a term, carried to the frame at P: complex (E,)."""
+    return operators[term.operator] * np.exp(1j * term.n * stencil.angles)
 
 
 def transport_matrix(
@@ -107,8 +151,11 @@ def transport_matrix(
     return _assemble(stencil, blocks, starts, n_cols or n_rows, 2 * orders + 1, n_rows)
 
 
-def _real_block(weights: np.ndarray, n: int, spin: int, conjugate: bool) -> np.ndarray:
-    """Complex weights (E,) from mode n to order `spin` as real blocks (E, parts out, parts in).
+def _real_block(
+    weights: np.ndarray, n: int, spin: int, conjugate: bool, adjoint: bool = False
+) -> np.ndarray:
+    """Complex weights (E,) from mode n to order `spin` as real blocks (E, parts out, parts in), or
+    their adjoints from order `spin`.
 
     sqrt2: mode 0 is stored as it is, the others times sqrt2. A result of order 0 made from n > 0
     keeps both parts, since its conjugate twin is made from -n.
@@ -117,9 +164,12 @@ def _real_block(weights: np.ndarray, n: int, spin: int, conjugate: bool) -> np.n
     block = np.array([[re, -im], [im, re]])
     if conjugate:  # conj(D f): the imaginary part changes sign
         block[1] *= -1
-    if n == 0:
-        block = block[:1, :1] if spin == 0 else np.sqrt(2) * block[:, :1]
-    return np.moveaxis(block, -1, 0)
+    if n == 0 and spin > 0:
+        block *= np.sqrt(2)
+    if adjoint:
+        block = block.swapaxes(0, 1)
+    parts_out, parts_in = (1 if n == spin == 0 else 2), (1 if (spin if adjoint else n) == 0 else 2)
+    return np.moveaxis(block[:parts_out, :parts_in], -1, 0)
 
 
 def _assemble(

@@ -3,46 +3,105 @@
 import os
 import subprocess
 import sys
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 from pdo import kernels, local
+from pdo.derivatives import Derivatives, derive_and_mix
 from pdo.frames import default_frames
 from pdo.kernels import array
 from pdo.layers import PDOConv
-from pdo.local import Derivatives, FieldOperator
+from pdo.local import FieldOperator
 from pdo.mesh import Icosphere
 from pdo.networks import PDOeS2CNN, pdo_es2cnn_small
-from pdo.operators import derivative_matrix, derivative_rows, terms, transport_matrix
+from pdo.operators import (
+    all_terms,
+    complex_operators,
+    coordinates,
+    derivative_matrix,
+    term_rows,
+    terms,
+    terms_of_input,
+    transport_matrix,
+)
 from pdo.stencils import GAUSSIAN, PAPER, fit_stencil, restrict, smoothing_stencil
 
 MESH = Icosphere(2)
 
 
+def derivatives_of(spec, orders, out):
+    stencil, listed = fit_stencil(MESH, default_frames(MESH), spec), all_terms(orders, out)
+    arguments = stencil, MESH.mean_edge, listed, orders, len(MESH)
+    return Derivatives(*arguments), arguments
+
+
+def rows_at_vertices(near, x):
+    """What the kernel gathers, (V, R, C B), made in parts."""
+    y = torch.full((near.rows, x.shape[2], len(x), x.shape[3]), torch.nan)
+    assert torch.equal(near.order.sort().values, torch.arange(len(x)))
+    for vertices in near.order.split(50):
+        part = torch.empty(near.rows, x.shape[2], len(vertices), x.shape[3])
+        near.gather(x, vertices, True, part)
+        y[:, :, vertices] = part
+    return y.permute(2, 0, 1, 3).flatten(2)
+
+
 @pytest.mark.parametrize("spec", [PAPER, GAUSSIAN], ids=["paper", "gaussian"])
 @pytest.mark.parametrize("orders", [0, 1, 2, 3, 5])
 def test_kernels_are_the_matrix_and_its_transpose(float64, orders, spec):
-    stencil, out = fit_stencil(MESH, default_frames(MESH), spec), min(orders + 2, 5)
-    matrix = derivative_matrix(stencil, MESH.mean_edge, orders, out, len(MESH))
-    rows = [derivative_rows(m, orders) for m in range(out + 1)]
-    derivatives = Derivatives(matrix, rows, 2 * orders + 1)
-    x = torch.randn(len(MESH), 2 * orders + 1, 3, 2)
-    y = torch.full((sum(rows), 3, len(MESH), 2), torch.nan)
-    total, grad = torch.zeros_like(x), torch.randn(y.shape)
-    assert torch.equal(derivatives.order.sort().values, torch.arange(len(MESH)))
+    derivatives, arguments = derivatives_of(spec, orders, min(orders + 2, 5))
+    listed, v = arguments[2], len(MESH)
+    x = torch.randn(v, 2 * orders + 1, 3, 2)
+    y = rows_at_vertices(derivatives, x).numpy()
+    want = derivative_matrix(*arguments) @ x.reshape(-1, 6).numpy()
+    counts = np.cumsum([sum(term_rows(m, t) for t in f) for m, f in enumerate(listed)])
+    found = np.concatenate([part.reshape(-1, 6) for part in np.split(y, counts[:-1], axis=1)])
+    np.testing.assert_allclose(found, want, atol=1e-12 * abs(want).max())
+
+    total, grad = torch.zeros_like(x), torch.randn(derivatives.rows, 3, v, 2)
     for vertices in derivatives.order.split(50):
-        part = torch.empty(sum(rows), 3, len(vertices), 2)
-        derivatives.gather(x, vertices, True, part)
-        y[:, :, vertices] = part
         derivatives.scatter(grad[:, :, vertices].contiguous(), vertices, total)
-    starts = np.cumsum([0, *rows])
-    of_orders = [y[a:b].permute(2, 0, 1, 3).reshape(-1, 6) for a, b in pairwise(starts)]
-    want = matrix @ x.reshape(-1, 6).numpy()
-    np.testing.assert_allclose(torch.cat(of_orders).numpy(), want, atol=1e-12 * abs(want).max())
-    torch.testing.assert_close((grad * y).sum(), (total * x).sum())
+    same = (grad.permute(2, 0, 1, 3).flatten(2) * torch.from_numpy(y)).sum()
+    torch.testing.assert_close((total * x).sum(), same, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("orders, out", [(0, 0), (0, 2), (1, 3), (2, 2), (3, 1), (5, 5)])
+def test_adjoints_are_those_of_the_complex_operators(float64, orders, out):
+    """D^H g_m of every term, D a complex matrix of its own; of conj g_m where it reads conj f_n."""
+    derivatives, (stencil, h, listed, _, v) = derivatives_of(GAUSSIAN, orders, out)
+    grad = torch.randn(v, 2 * out + 1, 1, 1)
+    found = iter(rows_at_vertices(derivatives.back, grad)[..., 0].numpy().T)
+    for n in range(orders + 1):
+        for m, _, term in terms_of_input(listed, n):
+            weights = complex_operators(stencil, h)[term.operator]
+            weights = weights * np.exp(1j * n * stencil.angles)
+            matrix = sparse.coo_array((weights, (stencil.rows, stencil.cols)), shape=(v, v))
+            parts = grad[:, coordinates(m), 0, 0].numpy()
+            g = parts @ [1, 1j] if m else parts[:, 0]
+            want = matrix.conj().T @ (g.conj() if term.conjugate else g)
+            want = want * (np.sqrt(2) if n == 0 < m else 1)
+            np.testing.assert_allclose(next(found), want.real, atol=1e-12)
+            if m or n:
+                np.testing.assert_allclose(next(found), want.imag, atol=1e-12)
+    assert next(found, None) is None
+
+
+@pytest.mark.parametrize("fields", [(2, 3), (3, 2), (1, 1)], ids="{0[0]} to {0[1]}".format)
+@pytest.mark.parametrize("orders", [(0, 0), (0, 3), (1, 3), (2, 2), (3, 1)])
+def test_gradients_are_finite_differences(float64, orders, fields):
+    """Both ways back: the derivatives again, or the adjoints of the gradient."""
+    torch.manual_seed(0)
+    mesh, (inputs, outputs) = Icosphere(0), orders
+    conv = PDOConv(mesh, *fields, outputs, inputs, stencil=PAPER)
+    x = torch.randn(len(mesh), 2 * inputs + 1, fields[0], 1, requires_grad=True)
+
+    def layer(x, *weights):
+        return derive_and_mix(x, conv.derivatives, weights, x.dtype)
+
+    assert torch.autograd.gradcheck(layer, (x, *conv.weights))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -67,12 +126,13 @@ def test_a_field_operator_is_its_matrix(float64, threads):
 def test_the_number_of_threads_changes_no_bit():
     torch.manual_seed(0)
     net, x = pdo_es2cnn_small(level=3), torch.randn(4, 1, len(Icosphere(3)))
+    part = net.features[:9]  # layers that widen the field, and one that does not
 
     def gradients(threads):
         torch.set_num_threads(threads)
-        return torch.autograd.grad(net.features[:3](net._as_field(x)).square().sum(), weights)
+        return torch.autograd.grad(part(net._as_field(x)).square().sum(), weights)
 
-    before, weights = torch.get_num_threads(), list(net.features[:3].parameters())
+    before, weights = torch.get_num_threads(), list(part.parameters())
     try:
         one, two = gradients(1), gradients(2)
     finally:
@@ -120,17 +180,18 @@ def test_bfloat16_rounds_to_the_nearest_even():
 
 
 def test_rows_are_those_of_the_terms():
-    assert [derivative_rows(m, 2) for m in range(3)] == [6, 10, 8]
-    for orders in range(4):
-        first = sum(1 if t.n == 0 else 2 for t in terms(0, orders))
-        assert derivative_rows(0, orders) == first
+    """Counted by hand: orders 0, 1, 2 of a field with modes up to 2, and order 0 of others."""
+    counted = [sum(term_rows(m, t) for t in found) for m, found in enumerate(all_terms(2, 2))]
+    assert counted == [6, 10, 8]
+    assert [sum(term_rows(0, t) for t in terms(0, orders)) for orders in range(4)] == [2, 4, 6, 6]
 
 
-@pytest.mark.parametrize("orders", [2, 4])
-def test_chunks_do_not_change_the_layer(monkeypatch, orders):
+@pytest.mark.parametrize("fields", [(2, 3), (3, 2)], ids=["wider", "narrower"])
+@pytest.mark.parametrize("orders", [2, 7])
+def test_chunks_do_not_change_the_layer(float64, monkeypatch, orders, fields):
     torch.manual_seed(0)
-    conv = PDOConv(MESH, 2, 3, orders).double()
-    x = torch.randn(len(MESH), 2 * orders + 1, 2, 3, dtype=torch.float64, requires_grad=True)
+    conv = PDOConv(MESH, *fields, orders)
+    x = torch.randn(len(MESH), 2 * orders + 1, fields[0], 3, requires_grad=True)
 
     def step():
         y = conv(x)
@@ -139,7 +200,7 @@ def test_chunks_do_not_change_the_layer(monkeypatch, orders):
     whole = step()
     monkeypatch.setattr(local, "CHUNK_BYTES", 20_000)
     monkeypatch.setattr(local, "KEPT_BYTES", 20_000)
-    assert len(local.chunks(x, conv.derivatives, x.dtype)) > 5
+    assert len(conv.derivatives.chunks(x, x.dtype)) > 5
     for a, b in zip(step(), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
