@@ -64,7 +64,8 @@ def _entry(name: str) -> str:
 def _signature(thing: object) -> str:
     signature = inspect.signature(thing)  # type: ignore[arg-type]
     kept = [p for p in signature.parameters.values() if p.name != "self"]
-    text = str(signature.replace(parameters=kept)).replace("'", "").removesuffix(" -> None")
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(signature.replace(parameters=kept)))
+    text = text.removesuffix(" -> None")
     return re.sub(r"ForwardRef\((\w+)\)", r"\1", text)
 
 

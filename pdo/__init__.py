@@ -5,14 +5,16 @@
     classifier = pdo.load("pdo-es2cnn-small-mnist")
     classes, probabilities = classifier.predict(signals)  # (B, 2562) grey levels 0..255
 
-What is here is the public surface; docs/api.md lists it. The modules, to be read in this order:
-mesh, frames, stencils, operators, local, layers, activation, networks.
+What is here is the public surface; docs/api.md lists it. The geometry in a layer is rounded to
+torch's default dtype when it is built: for float64 throughout, set it before. The modules, to be
+read in this order: mesh, frames, stencils, operators, local, mixing, derivatives, layers,
+activation, networks.
 """
 
 from pdo.activation import FieldNormReLU
 from pdo.direct import DirectPDOConv, to_direct, to_spectral
 from pdo.frames import default_frames, icosahedral_rotations, transport_angles
-from pdo.layers import InvariantReadout, PDOConv, Pool
+from pdo.layers import InvariantReadout, PDOConv, Pool, Unpool
 from pdo.mesh import Icosphere
 from pdo.networks import PDOeS2CNN, pdo_es2cnn_large, pdo_es2cnn_small
 from pdo.pretrained import Classifier, Prediction, load, pretrained
@@ -41,6 +43,7 @@ __all__ = [
     "Prediction",
     "Stencil",
     "StencilSpec",
+    "Unpool",
     "default_frames",
     "fit_stencil",
     "icosahedral_rotations",

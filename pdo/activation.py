@@ -26,7 +26,8 @@ class FieldNormReLU(nn.Module):
         fields: C.
         orders: fibre modes |n| <= orders are kept.
         samples: orientations of the ReLU, at least 2 orders + 1.
-        momentum: of the running mean and variance, as in `nn.BatchNorm1d`.
+        momentum: of the running mean and variance, as in `nn.BatchNorm1d`; the running variance
+            is, as that of the batch, over the number of values, not one less.
         eps: added to the variance.
 
     Shapes: (V, 2 orders + 1, C, B), kept.

@@ -26,7 +26,7 @@ from pdo.frames import default_frames
 from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
 from pdo.operators import CONJUGATE, SHIFTS, terms
-from pdo.precision import full_precision
+from pdo.precision import default_dtype, full_precision
 from pdo.sparse import SparseOperator
 from pdo.stencils import SMOOTHED, Stencil, StencilSpec, layer_stencils
 
@@ -215,15 +215,16 @@ def to_direct(layer: PDOConv) -> DirectPDOConv:
         )
     weight = direct_weight(list(layer.weights), layer.input_orders)
     _, _, out_fields, in_fields = weight.shape
-    direct = DirectPDOConv(
-        layer.mesh,
-        in_fields,
-        out_fields,
-        2 * layer.orders + 1,
-        lifting=layer.input_orders == 0,
-        stencil=layer.stencil,
-        transport=layer.transport,
-    ).to(weight)
+    with default_dtype(weight.dtype):
+        direct = DirectPDOConv(
+            layer.mesh,
+            in_fields,
+            out_fields,
+            2 * layer.orders + 1,
+            lifting=layer.input_orders == 0,
+            stencil=layer.stencil,
+            transport=layer.transport,
+        ).to(weight.device)
     with torch.no_grad():
         direct.weight.copy_(weight)
     return direct
@@ -250,15 +251,16 @@ def to_spectral(layer: DirectPDOConv, drop_wrapped: bool = False) -> PDOConv:
             "pass drop_wrapped=True to leave them out"
         )
     _, _, out_fields, in_fields = layer.weight.shape
-    spectral = PDOConv(
-        layer.mesh,
-        in_fields,
-        out_fields,
-        orders,
-        input_orders,
-        stencil=layer.stencil,
-        transport=layer.transport,
-    ).to(layer.weight)
+    with default_dtype(layer.weight.dtype):
+        spectral = PDOConv(
+            layer.mesh,
+            in_fields,
+            out_fields,
+            orders,
+            input_orders,
+            stencil=layer.stencil,
+            transport=layer.transport,
+        ).to(layer.weight.device)
     with torch.no_grad():
         for parameter, weight in zip(spectral.weights, weights, strict=True):
             parameter.copy_(weight)

@@ -1,7 +1,8 @@
 """Layers on fields, in the spectral form: equivariant up to the discretisation.
 
 Layout of a field: (vertex, fibre coordinate, channel, batch), see `pdo.operators` for the fibre.
-In this order every step is a CSR product or a batched GEMM, with no transposes between them.
+On a CPU sums over neighbours are compiled loops that lay derivatives out as one matrix for the
+mixing (`pdo.derivatives`); elsewhere CSR products and products batched over vertices.
 Under `torch.autocast` derivatives and mixing are computed in its dtype; everything else, and what
 layers pass on, stays in the field's own.
 """
@@ -33,8 +34,7 @@ from pdo.stencils import (
 
 
 class PDOConv(nn.Module):
-    """Group layer: out_m = sum over s, k of W_{m,s,k} D_{s,k} f_{m-s} (design of the paper's
-    eq. for Phi, in fibre modes; ours).
+    """Group layer: out_m = sum over s, k of W_{m,s,k} D_{s,k} f_{m-s}.
 
     D are the identity, h^2 Laplacian, h eth, h^2 eth^2 and conjugates, W complex and shared by all
     vertices, W_{-m,-s,k} = conj W_{m,s,k}. With `input_orders = 0` the input is a signal on the
@@ -53,13 +53,15 @@ class PDOConv(nn.Module):
 
     Shapes: (V, 2 input_orders + 1, C_in, B) -> (V, 2 orders + 1, C_out, B).
 
-    Derivatives are rounded to torch's default dtype: for float64 throughout, set it before.
+    Second derivatives raise the order by two: modes of the output above input_orders + 2 are zero.
 
     Raises:
         ValueError: if the stencil's rings hold too few neighbours for its polynomial, orders are
             below 0, or the input has another shape.
         TypeError: if the input is not in the layer's precision, float32 or float64; or under
             autocast in float16 on a CPU.
+
+    Source: Shen, Shen, Lin, Ma (AAAI 2021), layers Psi and Phi; their form in fibre modes is ours.
     """
 
     def __init__(
@@ -156,6 +158,11 @@ class Pool(nn.Module):
 class Unpool(nn.Module):
     """Linear interpolation on the next finer mesh (ours): a vertex keeps its fibre, the new one on
     an edge has the mean of the two fibres at its ends, carried to it.
+
+    Args:
+        coarse: of the input, V vertices.
+        mesh: of the output, one level above.
+        orders: of the field, N = 2 orders + 1.
 
     Shapes: (V, N, C, B) -> (4 V - 6, N, C, B).
 

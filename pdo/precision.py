@@ -1,9 +1,23 @@
-"""Mixed precision, asked for with `torch.autocast`."""
+"""In which precision layers are built, and mixed precision, asked for with `torch.autocast`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """A context in which layers are built, and their geometry rounded, in a dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

@@ -208,7 +208,13 @@ def _solve(design: np.ndarray, weights: np.ndarray, neighbours: int) -> np.ndarr
             "take more rings or a lower order"
         )
     scale = np.abs(design).max(axis=(0, 1))  # columns of h^0..h^order: balance before inverting
-    inverse = np.linalg.pinv(design / scale * weights[..., None]) / scale[:, None]
+    weighted = design / scale * weights[..., None]
+    if np.linalg.matrix_rank(weighted).min() < design.shape[-1]:
+        raise ValueError(
+            f"the neighbours do not determine {design.shape[-1]} coefficients, most count next to "
+            "nothing: take a larger sigma"
+        )
+    inverse = np.linalg.pinv(weighted) / scale[:, None]
     return np.swapaxes(inverse * weights[:, None, :], -1, -2)
 
 

@@ -155,11 +155,12 @@ def test_torch_keeps_its_number_of_threads():
     assert done.stdout == "1\n"
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("stencil", ["smoothed", "paper"])
-def test_kernels_agree_with_the_way_of_a_gpu(float64, stencil, monkeypatch):
+def test_kernels_agree_with_the_way_of_a_gpu(float64, stencil, training, monkeypatch):
     """The same network where the tensors say that they are not on a CPU."""
     torch.manual_seed(0)
-    net = PDOeS2CNN(2, ((4,), (8, 8), (8,)), stencil=stencil)
+    net = PDOeS2CNN(2, ((4,), (8, 8), (8,)), stencil=stencil).train(training)
     x = torch.randn(3, 1, len(MESH))
 
     def step():

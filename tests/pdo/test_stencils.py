@@ -123,6 +123,8 @@ def test_a_fit_needs_a_quadratic_and_neighbours(wrong):
 
 
 def test_too_few_neighbours():
+    with pytest.raises(ValueError, match=r"do not determine 6 coefficients.* larger sigma"):
+        fit_stencil(MESH, FRAMES, StencilSpec(rings=2, sigma=0.05, free_value=True))
     with pytest.raises(ValueError, match="too few to fit 14 coefficients"):
         fit_stencil(MESH, FRAMES, StencilSpec(rings=1, order=4))
 
