@@ -47,7 +47,8 @@ logger = logging.getLogger(__name__)
 
 ARRAYS = ("rgbd", "labels", "rotated_rgbd", "rotated_labels")
 ORIGIN = "synthetic_rooms.json"
-"""A file that the generator of SyntheticRooms leaves beside the areas."""
+"""What the generator of SyntheticRooms writes beside the areas: first its plan, with "complete"
+false, which is true at the end (and missing in folders made before there was this key)."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,23 @@ def prepare(
     all grids. At most 2 `workers` + 1 panoramas are in memory.
 
     Raises:
-        DataError: an image is missing or damaged, or panoramas differ in size.
+        DataError: panoramas or images are missing or damaged, or panoramas differ in size.
     """
-    out = Path(out)
+    raw, out = Path(raw), Path(out)
+    # Generated panoramas have the same names for all seeds: how they were made tells them apart.
+    made = _generated(raw)
     found, classes, points = panoramas(raw), class_of_index(raw), grid_points(grid)
+    _check_all_there(raw, found, made)
     shapes = {
         name: (len(found), 4, len(points)) if name.endswith("rgbd") else (len(found), len(points))
         for name in ARRAYS
     }
-    # Generated panoramas have the same names for all seeds: how they were made tells them apart.
-    origin = Path(raw) / ORIGIN
-    made = {"generated": json.loads(origin.read_text())} if origin.exists() else {}
     plan = {
-        "dataset": "SyntheticRooms" if made else "Stanford 2D-3D-S",
-        **made,
+        **(
+            {"dataset": "SyntheticRooms", "generated": made}
+            if made
+            else {"dataset": "Stanford 2D-3D-S"}
+        ),
         "grid": grid,
         "seed": seed,
         "quirks": asdict(quirks),
@@ -116,6 +120,28 @@ def prepare(
     for array in (*arrays.values(), done):
         array.flush()
     _finish(out, plan, found, arrays)
+
+
+def _generated(raw: Path) -> dict[str, Any] | None:
+    """How the panoramas below `raw` were generated; None if they were not.
+
+    Raises:
+        DataError: the generation has not ended.
+    """
+    path = raw / ORIGIN
+    if not path.exists():
+        return None
+    made = json.loads(path.read_text())
+    if not made.pop("complete", True):
+        raise DataError(f"the panoramas in {raw} are not all generated: run that again, it goes on")
+    return made
+
+
+def _check_all_there(raw: Path, found: list[Panorama], made: dict[str, Any] | None) -> None:
+    if made and len(found) != made["panoramas"]:
+        raise DataError(
+            f"{raw} has {len(found)} panoramas of {made['panoramas']}: run the generation again"
+        )
 
 
 def haar_rotation(seed: int, k: int) -> np.ndarray:

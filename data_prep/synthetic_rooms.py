@@ -7,6 +7,7 @@ SyntheticRooms and never stand for 2D-3D-S.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.files import atomic_path, write_json
+from data_prep.files import DataError, atomic_path, write_json
 from data_prep.ray_caster import View, cast
 from data_prep.room_scenes import Room, camera_positions, draw_room
 from data_prep.room_signals import ORIGIN
@@ -34,6 +35,8 @@ SHARES = (190, 299, 85, 258, 143, 230, 208)
 """Panoramas of the real areas; ours have as many in proportion."""
 VIEWS = 2
 """Panoramas of one room."""
+KINDS = ("rgb", "depth", "semantic")
+"""Images of a panorama."""
 ENTRIES = 9816
 """Of semantic_labels.json, as in the real one: an index needs more than one byte."""
 
@@ -44,18 +47,22 @@ def generate(
     """Write `n` panoramas of `height` x 2 `height` pixels below `out`, in seven areas.
 
     What the real data lack is missing here too: the cap below the camera in every second panorama,
-    and depths of window panes.
+    and depths of window panes. An interrupted generation goes on with the rooms that are not done.
 
     Raises:
         ValueError: fewer than two panoramas an area, or too few rows.
+        DataError: `out` holds other panoramas.
     """
     if n < 2 * len(AREAS) or height < 32:
         raise ValueError(f"at least {2 * len(AREAS)} panoramas of 32 rows, not {n} of {height}")
     out = Path(out)
+    plan = {"panoramas": n, "height": height, "seed": seed}
+    _begin(out, plan)
     write_json(out / "assets" / "semantic_labels.json", semantic_labels())
     jobs = []
     for area, count in zip(AREAS, panoramas_by_area(n), strict=True):
-        jobs += [(area, room, min(VIEWS, count - room)) for room in range(0, count, VIEWS)]
+        rooms = [(area, room, min(VIEWS, count - room)) for room in range(0, count, VIEWS)]
+        jobs += [job for job in rooms if not _is_done(out, *job)]
     work = partial(_write_room, out, height, seed)
     if workers == 1:
         for job in jobs:
@@ -63,7 +70,7 @@ def generate(
     else:
         with ProcessPoolExecutor(workers) as pool:
             list(pool.map(work, jobs, chunksize=4))
-    write_json(out / ORIGIN, {"panoramas": n, "height": height, "seed": seed})
+    write_json(out / ORIGIN, plan | {"complete": True})
     logger.info("SyntheticRooms: %d panoramas in %s", n, out)
 
 
@@ -93,6 +100,26 @@ def index_of(label: int, instance: int) -> int:
     return first + 13 * (instance % ((ENTRIES - 14) // 13))
 
 
+def _begin(out: Path, plan: dict[str, int]) -> None:
+    """Say that `out` is to hold the panoramas of `plan`, before the first of them is there."""
+    origin = out / ORIGIN
+    before = json.loads(origin.read_text()) if origin.exists() else {}
+    before.pop("complete", None)
+    # Names of panoramas are the same for all plans: those of two would mix.
+    if before != plan and any(out.glob("area_*/pano/*/*.png")):
+        raise DataError(
+            f"{out} holds other panoramas ({before or f'no {ORIGIN} says which'}): give another "
+            "folder, or delete its area_1 to area_6"
+        )
+    write_json(origin, plan | {"complete": False})
+
+
+def _is_done(out: Path, area: str, first: int, views: int) -> bool:
+    """Whether all images of a room are there."""
+    own = range(first, first + views)
+    return all(_image_path(out, area, k, kind).exists() for k in own for kind in KINDS)
+
+
 def _write_room(out: Path, height: int, seed: int, job: tuple[str, int, int]) -> None:
     area, first, views = job
     rng = np.random.default_rng((seed, AREAS.index(area), first))
@@ -117,9 +144,12 @@ def _write_view(
         cap = slice(rows - rows // 16, rows)
         colour[cap], index[cap], depth[cap] = 0, MISSING_COLOUR, MISSING_DEPTH
     semantic = np.stack([index >> 16, index >> 8 & 255, index & 255], axis=2).astype(np.uint8)
+    for kind, image in zip(KINDS, (colour, depth, semantic), strict=True):
+        with atomic_path(_image_path(out, area, k, kind)) as temporary:
+            Image.fromarray(image).save(temporary, format="PNG", compress_level=1)
+
+
+def _image_path(out: Path, area: str, k: int, kind: str) -> Path:
     name = hashlib.sha256(f"{area} {k}".encode()).hexdigest()[:32]
     stem = f"camera_{name}_room_{k // VIEWS + 1}_frame_equirectangular_domain"
-    for kind, image in (("rgb", colour), ("depth", depth), ("semantic", semantic)):
-        path = out / f"area_{area}" / "pano" / kind / f"{stem}_{kind}.png"
-        with atomic_path(path) as temporary:
-            Image.fromarray(image).save(temporary, format="PNG", compress_level=1)
+    return out / f"area_{area}" / "pano" / kind / f"{stem}_{kind}.png"

@@ -12,7 +12,7 @@ from data_prep.__main__ import main
 from data_prep.files import DataError
 from data_prep.grids import grid_points, pixel_directions
 from data_prep.panorama_sampler import Sampler, bilinear
-from data_prep.room_signals import Quirks, haar_rotation, prepare
+from data_prep.room_signals import ORIGIN, Quirks, haar_rotation, prepare
 from data_prep.stanford import (
     CLUTTER,
     FOLDS,
@@ -59,6 +59,7 @@ def raw(tmp_path_factory):
     root = tmp_path_factory.mktemp("rooms")
     (root / "assets").mkdir()
     (root / "assets/semantic_labels.json").write_text(json.dumps(semantic_labels()))
+    (root / ORIGIN).write_text(json.dumps({"panoramas": 3, "complete": True}))
     for k, area in enumerate(("1", "5a", "5b")):
         write_panorama(root, area, k)
     return root
@@ -151,7 +152,7 @@ def test_quirks(raw, tmp_path):
     assert (signals(tmp_path / "e", "rgbd")[:, 3, points[:, 2] < -0.99] == 4).all()
     np.testing.assert_array_equal(depth_signal(np.array([512, 2048, 9000]), metres=True), [1, 4, 4])
     card = json.loads((tmp_path / "a/card.json").read_text())
-    assert card["quirks"]["missing_as_clutter"] and card["dataset"] == "Stanford 2D-3D-S"
+    assert card["quirks"]["missing_as_clutter"] and card["dataset"] == "SyntheticRooms"
 
 
 def test_card_counts_and_list(raw, tmp_path):
@@ -227,6 +228,28 @@ def test_a_preparation_does_not_go_on_with_the_rooms_of_another_seed(tmp_path, m
     cards = [json.loads((tmp_path / d / "card.json").read_text()) for d in ("out", "fresh")]
     assert cards[0] == cards[1]
     assert cards[0]["generated"] == {"panoramas": 14, "height": 32, "seed": 1}
+
+
+def test_generated_panoramas_that_are_not_all_there_are_refused(tmp_path):
+    """Whatever is missing; folders made before there was the key "complete" are whole."""
+    raw = tmp_path / "raw"
+    plan = {"panoramas": 14, "height": 32, "seed": 0}
+    generate(raw, n=14, height=32)
+    assert json.loads((raw / ORIGIN).read_text()) == plan | {"complete": True}
+    (raw / ORIGIN).write_text(json.dumps(plan | {"complete": False}))
+    with pytest.raises(DataError, match="are not all generated"):
+        prepare(raw, "icosphere2", tmp_path / "out")
+    (raw / ORIGIN).write_text(json.dumps(plan))
+    prepare(raw, "icosphere2", tmp_path / "out")
+    card = json.loads((tmp_path / "out/card.json").read_text())
+    assert card["dataset"] == "SyntheticRooms" and card["generated"] == plan
+    panoramas(raw)[3].rgb.unlink()
+    with pytest.raises(DataError, match="has 13 panoramas of 14"):
+        prepare(raw, "icosphere2", tmp_path / "out")
+    assert json.loads((tmp_path / "out/card.json").read_text()) == card
+    generate(raw, n=14, height=32)
+    prepare(raw, "icosphere2", tmp_path / "out")
+    assert json.loads((tmp_path / "out/card.json").read_text()) == card
 
 
 def test_labels_decode_by_all_three_bytes(raw):

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from data_prep import synthetic_rooms as module
+from data_prep.__main__ import main
 from data_prep.files import write_json
 from data_prep.grids import pixel_directions
 from data_prep.ray_caster import Box, cast
 from data_prep.room_scenes import camera_positions, draw_room
-from data_prep.room_signals import prepare
+from data_prep.room_signals import ORIGIN, prepare
 from data_prep.stanford import (
     AREAS,
     LABELS,
@@ -139,11 +141,54 @@ def test_a_seed_gives_the_same_panoramas_however_many_workers(tmp_path):
     assert all(same) and not any(o for f, o in zip(files, other, strict=True) if "_rgb" in f.name)
 
 
+def contents(root):
+    return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_an_interrupted_generation_says_so_and_goes_on(tmp_path, monkeypatch):
+    generate(tmp_path / "whole", n=14, height=32, seed=2)
+    write, written = module._write_view, []
+
+    def stopping(out, area, k, *rest):
+        if len(written) == 5:  # in the middle of the third room
+            raise KeyboardInterrupt
+        written.append((area, k))
+        write(out, area, k, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_view", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            generate(tmp_path / "stopped", n=14, height=32, seed=2)
+    assert json.loads((tmp_path / "stopped" / ORIGIN).read_text())["complete"] is False
+    images = sorted((tmp_path / "stopped").rglob("*.png"))
+    kept = {path: path.stat().st_mtime_ns for path in images}
+    assert len(kept) == 15
+    generate(tmp_path / "stopped", n=14, height=32, seed=2)
+    assert sum(path.stat().st_mtime_ns == time for path, time in kept.items()) == 12
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_rooms_of_two_plans_do_not_mix(tmp_path, capsys):
+    generate(tmp_path, n=14, height=32)
+    before = contents(tmp_path)
+    command = ["synthetic-rooms", "--out", str(tmp_path), "--panoramas"]
+    for other in (["15", "--height", "32"], ["14", "--height", "32", "--seed", "1"], ["14"]):
+        assert main([*command, *other]) == 1
+        (line,) = [t for t in capsys.readouterr().err.splitlines() if t.startswith("error")]
+        assert "'seed': 0}" in line and "delete its area_1 to area_6" in line
+        assert contents(tmp_path) == before
+    (tmp_path / ORIGIN).unlink()  # whose they are is not known: they might be the real ones
+    assert main([*command, "14", "--height", "32"]) == 1
+    assert "no synthetic_rooms.json says which" in capsys.readouterr().err
+    assert not (tmp_path / ORIGIN).exists()
+
+
 @pytest.mark.slow
 def test_two_panoramas_of_the_real_size(tmp_path):
     """4096 x 2048, with missing pixels and depths: the second has a missing cap."""
     write_json(tmp_path / "assets/semantic_labels.json", semantic_labels())
     _write_room(tmp_path, 2048, 0, ("5a", 0, 2))
+    write_json(tmp_path / ORIGIN, {"panoramas": 2, "complete": True})
     found, classes = panoramas(tmp_path), class_of_index(tmp_path)
     assert [p.area for p in found] == ["5a", "5a"]
     prepare(tmp_path, "icosphere5", tmp_path / "out")
