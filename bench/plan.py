@@ -25,8 +25,8 @@ from bench.errors import ConfigError
 from bench.provenance import stretches
 from bench.registry import MODELS, columns_of
 from data_prep.grids import grid_points
-from data_prep.stanford import AREAS, FOLDS
-from data_prep.synthetic_rooms import SHARES, panoramas_by_area
+from data_prep.stanford import AREAS, FOLDS, PANORAMAS
+from data_prep.synthetic_rooms import panoramas_by_area
 
 MNIST_TRAIN, MNIST_TEST = 60_000, 10_000
 QM7_MOLECULES, QM7_ATOMS, MOST_ATOMS = 7_165, 110_650, 23
@@ -177,7 +177,7 @@ def _panoramas(run: RunConfig) -> list[int]:
     """Of each area."""
     if isinstance(run.data, SyntheticRoomsData):
         return panoramas_by_area(run.data.n_panoramas)
-    return list(SHARES)
+    return list(PANORAMAS.values())
 
 
 def _training_samples(run: RunConfig) -> int:

@@ -4,7 +4,8 @@ Prepared, in one folder for each grid:
     rgbd.npy, labels.npy                    (n, 4, points) float16 and (n, points) uint8
     rotated_rgbd.npy, rotated_labels.npy    the same panoramas, each turned by a random rotation
     panoramas.csv                           name and area of each
-    card.json                               what this is; written last
+    card.json                               what this is; written last. images_sha256 is that of
+                                            the panoramas' digests, see `_digest`, one after another
 An interrupted preparation goes on with the panoramas that are not done.
 """
 
@@ -14,6 +15,7 @@ import csv
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -33,6 +35,7 @@ from data_prep.stanford import (
     LABELS,
     MISSING,
     MISSING_DEPTH,
+    PANORAMAS,
     UNKNOWN,
     Panorama,
     class_of_index,
@@ -44,6 +47,9 @@ from data_prep.stanford import (
 )
 
 logger = logging.getLogger(__name__)
+
+Sampled = tuple[list[np.ndarray], np.ndarray]
+"""ARRAYS of one panorama, and the digest of its images."""
 
 ARRAYS = ("rgbd", "labels", "rotated_rgbd", "rotated_labels")
 ORIGIN = "synthetic_rooms.json"
@@ -110,16 +116,16 @@ def prepare(
         "panoramas": [panorama.name for panorama in found],
     }
     arrays, done = _begin(out, plan, shapes)
-    todo = np.flatnonzero(done == 0)
+    todo = np.flatnonzero(~done.any(axis=1))
     logger.info("%s: %d of %d panoramas to sample", out, len(todo), len(found))
     jobs = ((int(k), found[k], classes, points, seed, quirks) for k in todo)
-    for k, signals in _in_order(jobs, workers):
+    for k, (signals, digest) in _in_order(jobs, workers):
         for name, signal in zip(ARRAYS, signals, strict=True):
             arrays[name][k] = signal
-        done[k] = 1
+        done[k] = digest
     for array in (*arrays.values(), done):
         array.flush()
-    _finish(out, plan, found, arrays)
+    _finish(out, plan, found, arrays, done)
 
 
 def _generated(raw: Path) -> dict[str, Any] | None:
@@ -138,10 +144,20 @@ def _generated(raw: Path) -> dict[str, Any] | None:
 
 
 def _check_all_there(raw: Path, found: list[Panorama], made: dict[str, Any] | None) -> None:
-    if made and len(found) != made["panoramas"]:
-        raise DataError(
-            f"{raw} has {len(found)} panoramas of {made['panoramas']}: run the generation again"
-        )
+    """Raises DataError where panoramas are missing, or too many: folds would not be comparable."""
+    if made:
+        if len(found) != made["panoramas"]:
+            raise DataError(
+                f"{raw} has {len(found)} panoramas of {made['panoramas']}: run the generation again"
+            )
+        return
+    counts = Counter(panorama.area for panorama in found)
+    for area, published in PANORAMAS.items():
+        if counts[area] != published:
+            raise DataError(
+                f"area_{area} in {raw} has {counts[area]} panoramas, not the {published} of "
+                "2D-3D-S: delete what is there of it and fetch it again"
+            )
 
 
 def haar_rotation(seed: int, k: int) -> np.ndarray:
@@ -151,8 +167,7 @@ def haar_rotation(seed: int, k: int) -> np.ndarray:
 
 def _sample(
     k: int, panorama: Panorama, classes: np.ndarray, points: np.ndarray, seed: int, quirks: Quirks
-) -> tuple[np.ndarray, ...]:
-    """ARRAYS of one panorama."""
+) -> Sampled:
     rgb, depth = read_rgb(panorama.rgb), read_depth(panorama.depth)
     labels = read_labels(panorama.semantic, classes)
     sizes = {image.shape[:2] for image in (rgb, depth, labels)}
@@ -171,7 +186,14 @@ def _sample(
     for directions in (points, points @ haar_rotation(seed, k)):
         result.append(rgbd_signal(rgb, depth, shown, directions, quirks).astype(np.float16))
         result.append(Sampler(directions).nearest(labels))
-    return tuple(result)
+    return result, _digest(panorama)
+
+
+def _digest(panorama: Panorama) -> np.ndarray:
+    """SHA-256 of the three files' hexadecimal ones, colours, depth, labels: (32,) uint8."""
+    files = (panorama.rgb, panorama.depth, panorama.semantic)
+    digests = "".join(sha256_of_file(path) for path in files)
+    return np.frombuffer(hashlib.sha256(digests.encode()).digest(), np.uint8)
 
 
 def rgbd_signal(
@@ -199,11 +221,11 @@ def rgbd_signal(
 def _begin(
     out: Path, plan: dict[str, Any], shapes: dict[str, tuple[int, ...]]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The arrays to fill and the flags of those that are, new or as a stopped preparation of the
-    same plan left them."""
+    """The arrays to fill, and the digests (n, 32) of the panoramas that are in them, 0 where one is
+    not: new, or as a stopped preparation of the same plan left them."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "card.json").unlink(missing_ok=True)
-    files = [out / f"{name}.npy" for name in (*ARRAYS, "done")]
+    files = [out / f"{name}.npy" for name in (*ARRAYS, "digests")]
     goes_on = (out / "plan.json").exists() and all(path.exists() for path in files)
     goes_on = goes_on and json.loads((out / "plan.json").read_text()) == plan
     if not goes_on:  # a stale plan must not outlive its arrays
@@ -213,21 +235,21 @@ def _begin(
     for name, shape in shapes.items():
         kind = np.float16 if name.endswith("rgbd") else np.uint8
         arrays[name] = open_memmap(out / f"{name}.npy", mode, kind, shape)
-    done = open_memmap(out / "done.npy", mode, np.uint8, (len(plan["panoramas"]),))
+    done = open_memmap(out / "digests.npy", mode, np.uint8, (len(plan["panoramas"]), 32))
     write_json(out / "plan.json", plan)
     return arrays, done
 
 
 def _in_order(
     jobs: Iterator[tuple[Any, ...]], workers: int
-) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+) -> Iterator[tuple[int, Sampled]]:
     """Number and result of each job, with `workers` processes and at most twice as many waiting."""
     if workers == 1:
         for job in jobs:
             yield job[0], _sample(*job)
         return
     with ProcessPoolExecutor(workers) as pool:
-        waiting: list[tuple[int, Future[tuple[np.ndarray, ...]]]] = []
+        waiting: list[tuple[int, Future[Sampled]]] = []
         for job in jobs:
             waiting.append((job[0], pool.submit(_sample, *job)))
             if len(waiting) >= 2 * workers:
@@ -238,7 +260,11 @@ def _in_order(
 
 
 def _finish(
-    out: Path, plan: dict[str, Any], found: list[Panorama], arrays: dict[str, np.ndarray]
+    out: Path,
+    plan: dict[str, Any],
+    found: list[Panorama],
+    arrays: dict[str, np.ndarray],
+    digests: np.ndarray,
 ) -> None:
     """panoramas.csv, and card.json with what the arrays hold."""
     with atomic_path(out / "panoramas.csv") as path, path.open("w", newline="") as file:
@@ -255,10 +281,11 @@ def _finish(
     card = plan | {
         "panoramas": len(found),
         "panoramas_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "images_sha256": hashlib.sha256(digests.tobytes()).hexdigest(),
         "points": arrays["labels"].shape[1],
         "class_counts": counts,
         "sha256": {name: sha256_of_file(out / f"{name}.npy") for name in ARRAYS},
     }
     write_json(out / "card.json", card)
-    for name in ("plan.json", "done.npy"):  # only now: whoever is stopped before that goes on
+    for name in ("plan.json", "digests.npy"):  # only now: whoever is stopped before that goes on
         (out / name).unlink()

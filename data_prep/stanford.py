@@ -19,6 +19,8 @@ from PIL import Image
 from data_prep.files import DataError
 
 AREAS = ("1", "2", "3", "4", "5a", "5b", "6")
+PANORAMAS = dict(zip(AREAS, (190, 299, 85, 258, 143, 230, 208), strict=True))
+"""How many each area has, as published."""
 FOLDS = {"fold1": ("5a", "5b"), "fold2": ("2", "4"), "fold3": ("1", "3", "6")}
 """Areas of each fold's test set; the rest is for training."""
 

@@ -27,12 +27,11 @@ from data_prep.stanford import (
     LABELS,
     MISSING_COLOUR,
     MISSING_DEPTH,
+    PANORAMAS,
 )
 
 logger = logging.getLogger(__name__)
 
-SHARES = (190, 299, 85, 258, 143, 230, 208)
-"""Panoramas of the real areas; ours have as many in proportion."""
 VIEWS = 2
 """Panoramas of one room."""
 KINDS = ("rgb", "depth", "semantic")
@@ -75,9 +74,10 @@ def generate(
 
 
 def panoramas_by_area(n: int) -> list[int]:
-    """How many of `n` panoramas each area has: two at least, else in proportion to SHARES."""
-    counts = [max(2, n * share // sum(SHARES)) for share in SHARES]
-    counts[int(np.argmax(SHARES))] += n - sum(counts)
+    """How many of `n` panoramas each area has: two at least, else in proportion to the real ones."""
+    shares = list(PANORAMAS.values())
+    counts = [max(2, n * share // sum(shares)) for share in shares]
+    counts[int(np.argmax(shares))] += n - sum(counts)
     return counts
 
 

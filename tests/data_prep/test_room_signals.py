@@ -1,15 +1,18 @@
 """Panoramas with closed-form content come out right at every point, upright and turned."""
 
 import csv
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep import room_signals as module
 from data_prep.__main__ import main
-from data_prep.files import DataError
+from data_prep.files import DataError, sha256_of_file
 from data_prep.grids import grid_points, pixel_directions
 from data_prep.panorama_sampler import Sampler, bilinear
 from data_prep.room_signals import ORIGIN, Quirks, haar_rotation, prepare
@@ -20,7 +23,9 @@ from data_prep.stanford import (
     MISSING,
     MISSING_COLOUR,
     MISSING_DEPTH,
+    PANORAMAS,
     UNKNOWN,
+    Panorama,
     class_of_index,
     depth_signal,
     panoramas,
@@ -162,14 +167,17 @@ def test_card_counts_and_list(raw, tmp_path):
     with (tmp_path / "panoramas.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["area"] for row in rows] == ["1", "5a", "5b"] and card["panoramas"] == 3
+    digests = [
+        hashlib.sha256("".join(map(sha256_of_file, (p.rgb, p.depth, p.semantic))).encode()).digest()
+        for p in panoramas(raw)
+    ]
+    assert card["images_sha256"] == hashlib.sha256(b"".join(digests)).hexdigest()
     for k, area in enumerate(("1", "5a", "5b")):
         assert card["class_counts"][area] == np.bincount(labels[k], minlength=15).tolist()
-    assert not list(tmp_path.glob("done.npy")) and not list(tmp_path.glob("plan.json"))
+    assert not list(tmp_path.glob("digests.npy")) and not list(tmp_path.glob("plan.json"))
 
 
 def test_interrupted_preparation_goes_on_and_workers_change_nothing(raw, tmp_path, monkeypatch):
-    import data_prep.room_signals as module
-
     prepare(raw, "icosphere3", tmp_path / "whole", workers=2)
     sample, seen = module._sample, []
 
@@ -197,7 +205,7 @@ def test_a_preparation_stopped_while_it_ends_can_be_run_again(raw, tmp_path, mon
         if path.name == stopper and (path.parent / "card.json").exists():
             raise KeyboardInterrupt
 
-    for stopper in ("plan.json", "done.npy"):
+    for stopper in ("plan.json", "digests.npy"):
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", stopping)
             with pytest.raises(KeyboardInterrupt):
@@ -208,8 +216,6 @@ def test_a_preparation_stopped_while_it_ends_can_be_run_again(raw, tmp_path, mon
 
 
 def test_a_preparation_does_not_go_on_with_the_rooms_of_another_seed(tmp_path, monkeypatch):
-    import data_prep.room_signals as module
-
     for seed in (0, 1):
         generate(tmp_path / f"raw{seed}", n=14, height=32, seed=seed)
     sample = module._sample
@@ -250,6 +256,27 @@ def test_generated_panoramas_that_are_not_all_there_are_refused(tmp_path):
     generate(raw, n=14, height=32)
     prepare(raw, "icosphere2", tmp_path / "out")
     assert json.loads((tmp_path / "out/card.json").read_text()) == card
+
+
+def test_2d3ds_is_whole_or_refused(raw, tmp_path):
+    """The published numbers: 1,413 panoramas; folds 1 to 3 test 373, 557 and 483 of them."""
+    assert [sum(PANORAMAS[a] for a in FOLDS[fold]) for fold in FOLDS] == [373, 557, 483]
+    nowhere = Path("nowhere")
+    found = [
+        Panorama(f"camera_{k}", area, nowhere, nowhere, nowhere)
+        for area, count in PANORAMAS.items()
+        for k in range(count)
+    ]
+    module._check_all_there(nowhere, found, None)
+    with pytest.raises(DataError, match="area_1 in nowhere has 189 panoramas, not the 190"):
+        module._check_all_there(nowhere, found[1:], None)
+    with pytest.raises(DataError, match="area_6 in nowhere has 209 panoramas, not the 208"):
+        module._check_all_there(nowhere, [*found, found[-1]], None)
+    shutil.copytree(raw, tmp_path / "raw")
+    (tmp_path / "raw" / ORIGIN).unlink()
+    with pytest.raises(DataError, match="area_1 in .* has 1 panoramas, not the 190 of 2D-3D-S"):
+        prepare(tmp_path / "raw", "icosphere2", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_labels_decode_by_all_three_bytes(raw):
