@@ -19,14 +19,14 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from scipy.spatial.transform import Rotation
 
-from data_prep.files import DataError, atomic_path, sha256_of_file, write_json
+from data_prep.files import DataError, atomic_path, sha256_of_file, write_array, write_json
 from data_prep.grids import grid_points
 from data_prep.panorama_sampler import Sampler
 from data_prep.stanford import (
@@ -92,7 +92,8 @@ def prepare(
     all grids. At most 2 `workers` + 1 panoramas are in memory.
 
     Raises:
-        DataError: panoramas or images are missing or damaged, or panoramas differ in size.
+        DataError: panoramas or images are missing or damaged, panoramas differ in size, or the disk
+            is full.
     """
     raw, out = Path(raw), Path(out)
     # Generated panoramas have the same names for all seeds: how they were made tells them apart.
@@ -122,9 +123,9 @@ def prepare(
     for k, (signals, digest) in _in_order(jobs, workers):
         for name, signal in zip(ARRAYS, signals, strict=True):
             arrays[name][k] = signal
+            arrays[name].flush()  # on disk before `done` says so
         done[k] = digest
-    for array in (*arrays.values(), done):
-        array.flush()
+    done.flush()
     _finish(out, plan, found, arrays, done)
 
 
@@ -223,21 +224,24 @@ def _begin(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The arrays to fill, and the digests (n, 32) of the panoramas that are in them, 0 where one is
     not: new, or as a stopped preparation of the same plan left them."""
-    out.mkdir(parents=True, exist_ok=True)
     (out / "card.json").unlink(missing_ok=True)
-    files = [out / f"{name}.npy" for name in (*ARRAYS, "digests")]
-    goes_on = (out / "plan.json").exists() and all(path.exists() for path in files)
-    goes_on = goes_on and json.loads((out / "plan.json").read_text()) == plan
-    if not goes_on:  # a stale plan must not outlive its arrays
-        (out / "plan.json").unlink(missing_ok=True)
-    mode = "r+" if goes_on else "w+"
-    arrays = {}
-    for name, shape in shapes.items():
-        kind = np.float16 if name.endswith("rgbd") else np.uint8
-        arrays[name] = open_memmap(out / f"{name}.npy", mode, kind, shape)
-    done = open_memmap(out / "digests.npy", mode, np.uint8, (len(plan["panoramas"]), 32))
-    write_json(out / "plan.json", plan)
-    return arrays, done
+    wanted = {
+        name: (shape, np.float16 if name.endswith("rgbd") else np.uint8)
+        for name, shape in (shapes | {"digests": (len(plan["panoramas"]), 32)}).items()
+    }
+    files = {name: out / f"{name}.npy" for name in wanted}
+    goes_on = (out / "plan.json").exists() and all(path.exists() for path in files.values())
+    if not (goes_on and json.loads((out / "plan.json").read_text()) == plan):
+        (out / "plan.json").unlink(missing_ok=True)  # a stale plan must not outlive its arrays
+        for path in files.values():  # all before the first, on a disk that has no room for both
+            path.unlink(missing_ok=True)
+        # Zeros are written: on a full disk that is an error, whereas to fill a hole of a mapped
+        # file kills the process.
+        for name, (shape, kind) in wanted.items():
+            write_array(files[name], shape, kind, repeat(np.zeros((1, *shape[1:]), kind), shape[0]))
+        write_json(out / "plan.json", plan)
+    arrays = {name: np.load(path, mmap_mode="r+") for name, path in files.items()}
+    return arrays, arrays.pop("digests")
 
 
 def _in_order(

@@ -33,6 +33,7 @@ from data_prep.stanford import (
     read_rgb,
 )
 from data_prep.synthetic_rooms import generate, index_of, label_of, semantic_labels
+from tests.data_prep.test_atomic_files import run_with_small_files
 
 ROWS = 64
 
@@ -191,10 +192,24 @@ def test_interrupted_preparation_goes_on_and_workers_change_nothing(raw, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         prepare(raw, "icosphere3", tmp_path / "stopped")
     assert not (tmp_path / "stopped/card.json").exists()
+    # No file has holes: whoever fills one on a full disk is killed.
+    for path in (tmp_path / "stopped").glob("*.npy"):
+        assert 512 * path.stat().st_blocks >= path.stat().st_size
     prepare(raw, "icosphere3", tmp_path / "stopped")
     assert seen == [0, 1, 1, 2], "the first panorama was not sampled twice"
     cards = [json.loads((tmp_path / d / "card.json").read_text()) for d in ("whole", "stopped")]
     assert cards[0] == cards[1]
+
+
+def test_a_full_disk_is_one_line(raw, tmp_path):
+    """642 points: rgbd.npy of three panoramas has 15,536 bytes; images are smaller."""
+    code = "from data_prep.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = ("rooms", "--raw", str(raw), "--grid", "icosphere3", "--out", str(tmp_path))
+    done = run_with_small_files(code, 15_000, *command)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1
+    prepare(raw, "icosphere3", tmp_path)
+    assert (tmp_path / "card.json").exists()
 
 
 def test_a_preparation_stopped_while_it_ends_can_be_run_again(raw, tmp_path, monkeypatch):
