@@ -94,7 +94,10 @@ def prepare(
     Raises:
         DataError: panoramas or images are missing or damaged, panoramas differ in size, or the disk
             is full.
+        ValueError: unknown grid, negative seed, workers below 1.
     """
+    if seed < 0 or workers < 1:
+        raise ValueError(f"seed must be >= 0 and workers >= 1, not {seed} and {workers}")
     raw, out = Path(raw), Path(out)
     # Generated panoramas have the same names for all seeds: how they were made tells them apart.
     made = _generated(raw)

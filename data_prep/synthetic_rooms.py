@@ -49,11 +49,13 @@ def generate(
     and depths of window panes. An interrupted generation goes on with the rooms that are not done.
 
     Raises:
-        ValueError: fewer than two panoramas an area, or too few rows.
+        ValueError: fewer than two panoramas an area, too few rows, negative seed, workers below 1.
         DataError: `out` holds other panoramas.
     """
     if n < 2 * len(AREAS) or height < 32:
         raise ValueError(f"at least {2 * len(AREAS)} panoramas of 32 rows, not {n} of {height}")
+    if seed < 0 or workers < 1:
+        raise ValueError(f"seed must be >= 0 and workers >= 1, not {seed} and {workers}")
     out = Path(out)
     plan = {"panoramas": n, "height": height, "seed": seed}
     _begin(out, plan)

@@ -322,6 +322,25 @@ def test_folds_are_a_partition_of_the_areas():
     assert len(LABELS) == 15
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--seed", "-1"], "not -1 and 1"),
+        (["--workers", "0"], "not 0 and 0"),
+        (["--grid", "cube3"], "cube3"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_old_data_stay(raw, tmp_path, capsys, option, message):
+    prepare(raw, "icosphere2", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    command = ["rooms", "--raw", str(raw), "--grid", "icosphere2", "--out", str(tmp_path)]
+    capsys.readouterr()
+    assert main([*command, *option]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_errors_are_one_line(raw, tmp_path, capsys):
     assert main(["rooms", "--raw", str(tmp_path), "--grid", "planar3", "--out", "x"]) == 1
     assert "no panoramas in" in capsys.readouterr().err

@@ -183,6 +183,16 @@ def test_rooms_of_two_plans_do_not_mix(tmp_path, capsys):
     assert not (tmp_path / ORIGIN).exists()
 
 
+@pytest.mark.parametrize(
+    "option", [["--seed", "-1"], ["--workers", "0"], ["--height", "31"], ["--panoramas", "13"]]
+)
+def test_a_wrong_option_is_one_line_and_nothing_is_written(tmp_path, capsys, option):
+    assert main(["synthetic-rooms", "--out", str(tmp_path), *option]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: at least" if int(option[1]) > 0 else "error: seed must be")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_two_panoramas_of_the_real_size(tmp_path):
     """4096 x 2048, with missing pixels and depths: the second has a missing cap."""
