@@ -17,7 +17,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
@@ -45,6 +45,7 @@ from data_prep.stanford import (
     read_labels,
     read_rgb,
 )
+from data_prep.workers import processes
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +93,8 @@ def prepare(
     all grids. At most 2 `workers` + 1 panoramas are in memory.
 
     Raises:
-        DataError: panoramas or images are missing or damaged, panoramas differ in size, or the disk
-            is full.
+        DataError: panoramas or images are missing or damaged, panoramas differ in size, the disk is
+            full, or a worker was killed.
         ValueError: unknown grid, negative seed, workers below 1.
     """
     if seed < 0 or workers < 1:
@@ -247,15 +248,13 @@ def _begin(
     return arrays, arrays.pop("digests")
 
 
-def _in_order(
-    jobs: Iterator[tuple[Any, ...]], workers: int
-) -> Iterator[tuple[int, Sampled]]:
+def _in_order(jobs: Iterator[tuple[Any, ...]], workers: int) -> Iterator[tuple[int, Sampled]]:
     """Number and result of each job, with `workers` processes and at most twice as many waiting."""
     if workers == 1:
         for job in jobs:
             yield job[0], _sample(*job)
         return
-    with ProcessPoolExecutor(workers) as pool:
+    with processes(workers) as pool:
         waiting: list[tuple[int, Future[Sampled]]] = []
         for job in jobs:
             waiting.append((job[0], pool.submit(_sample, *job)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from data_prep.stanford import (
     MISSING_DEPTH,
     PANORAMAS,
 )
+from data_prep.workers import processes
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def generate(
 
     Raises:
         ValueError: fewer than two panoramas an area, too few rows, negative seed, workers below 1.
-        DataError: `out` holds other panoramas.
+        DataError: `out` holds other panoramas, the disk is full, or a worker was killed.
     """
     if n < 2 * len(AREAS) or height < 32:
         raise ValueError(f"at least {2 * len(AREAS)} panoramas of 32 rows, not {n} of {height}")
@@ -69,14 +69,14 @@ def generate(
         for job in jobs:
             work(job)
     else:
-        with ProcessPoolExecutor(workers) as pool:
+        with processes(workers) as pool:
             list(pool.map(work, jobs, chunksize=4))
     write_json(out / ORIGIN, plan | {"complete": True})
     logger.info("SyntheticRooms: %d panoramas in %s", n, out)
 
 
 def panoramas_by_area(n: int) -> list[int]:
-    """How many of `n` panoramas each area has: two at least, else in proportion to the real ones."""
+    """How many of `n` panoramas each area has: two at least, else as the real ones share them."""
     shares = list(PANORAMAS.values())
     counts = [max(2, n * share // sum(shares)) for share in shares]
     counts[int(np.argmax(shares))] += n - sum(counts)

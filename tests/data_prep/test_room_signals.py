@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,7 @@ from data_prep.synthetic_rooms import generate, index_of, label_of, semantic_lab
 from tests.data_prep.test_atomic_files import run_with_small_files
 
 ROWS = 64
+SAMPLE = module._sample
 
 
 def octant(directions):
@@ -201,6 +204,26 @@ def test_interrupted_preparation_goes_on_and_workers_change_nothing(raw, tmp_pat
     assert cards[0] == cards[1]
 
 
+def killed_at_the_third(k, *rest):
+    if k == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return SAMPLE(k, *rest)
+
+
+def test_a_killed_worker_is_one_line_and_the_next_start_goes_on(raw, tmp_path, monkeypatch, capsys):
+    command = ["rooms", "--raw", str(raw), "--grid", "icosphere2", "--workers", "2", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_sample", killed_at_the_third)
+        assert main([*command, str(tmp_path / "killed")]) == 1
+    (line,) = [t for t in capsys.readouterr().err.splitlines() if not t.startswith("INFO")]
+    assert line.startswith("error: a worker process was killed") and "fewer --workers" in line
+    assert not (tmp_path / "killed/card.json").exists()
+    for out in ("killed", "whole"):
+        assert main([*command, str(tmp_path / out)]) == 0
+    cards = [json.loads((tmp_path / d / "card.json").read_text()) for d in ("killed", "whole")]
+    assert cards[0] == cards[1]
+
+
 def test_a_full_disk_is_one_line(raw, tmp_path):
     """642 points: rgbd.npy of three panoramas has 15,536 bytes; images are smaller."""
     code = "from data_prep.__main__ import main; sys.exit(main(sys.argv[1:]))"
@@ -289,7 +312,7 @@ def test_2d3ds_is_whole_or_refused(raw, tmp_path):
         module._check_all_there(nowhere, [*found, found[-1]], None)
     shutil.copytree(raw, tmp_path / "raw")
     (tmp_path / "raw" / ORIGIN).unlink()
-    with pytest.raises(DataError, match="area_1 in .* has 1 panoramas, not the 190 of 2D-3D-S"):
+    with pytest.raises(DataError, match=r"area_1 in .* has 1 panoramas, not the 190 of 2D-3D-S"):
         prepare(tmp_path / "raw", "icosphere2", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

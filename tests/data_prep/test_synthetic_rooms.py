@@ -1,6 +1,8 @@
 """SyntheticRooms: closed-form views of single boxes, and what the rooms hold."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -166,6 +168,24 @@ def test_an_interrupted_generation_says_so_and_goes_on(tmp_path, monkeypatch):
     generate(tmp_path / "stopped", n=14, height=32, seed=2)
     assert sum(path.stat().st_mtime_ns == time for path, time in kept.items()) == 12
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def killed_in_area_3(out, height, seed, job):
+    if job[0] == "3":
+        os.kill(os.getpid(), signal.SIGKILL)
+    _write_room(out, height, seed, job)
+
+
+def test_a_killed_worker_is_one_line_and_the_next_start_goes_on(tmp_path, monkeypatch, capsys):
+    command = ["synthetic-rooms", "--panoramas", "14", "--height", "32", "--workers", "2", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_room", killed_in_area_3)
+        assert main([*command, str(tmp_path / "killed")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a worker process was killed") and "fewer --workers" in line
+    for out in ("killed", "whole"):
+        assert main([*command, str(tmp_path / out)]) == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 def test_rooms_of_two_plans_do_not_mix(tmp_path, capsys):
