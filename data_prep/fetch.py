@@ -84,8 +84,8 @@ def obtain(
                 write_bytes(path, content)
             return
         except SourceError:
-            logger.warning("%s has the wrong content (SHA-256): fetching it again", path)
-            advice = f"the file {path} already there has the wrong SHA-256: delete it; {advice}"
+            logger.warning("%s has the wrong content: fetching it again", path)
+            advice = f"the file {path} already there has the wrong content: delete it; {advice}"
     write_bytes(path, _first_accepted(path.name, sources, accept, advice))
 
 

@@ -15,7 +15,17 @@ from pathlib import Path
 import requests
 from tqdm import tqdm
 
-from data_prep.fetch import ATTEMPTS, FIRST_WAIT, MIRROR_VARIABLE, TIMEOUT, SourceError, obtain, web
+from data_prep.fetch import (
+    ATTEMPTS,
+    FIRST_WAIT,
+    MIRROR_VARIABLE,
+    TIMEOUT,
+    SourceError,
+    gunzip,
+    mirror,
+    obtain,
+    web,
+)
 from data_prep.files import DataError, sha256_of_file
 from data_prep.stanford import AREAS, CLUTTER, LABELS
 
@@ -76,7 +86,7 @@ def fetch_stanford(
         if not accept_terms:
             raise DataError(terms_not_accepted())
         _from_the_web(area, folder)
-    _fetch_labels(folder, mirrored)
+    _fetch_labels(folder)
 
 
 def why_not_available(folder: str | Path, accept_terms: bool) -> list[str]:
@@ -200,15 +210,14 @@ def _from_the_web(area: str, folder: Path) -> None:
         archive.parent.rmdir()
 
 
-def _fetch_labels(folder: Path, mirrored: Path | None) -> None:
+def _fetch_labels(folder: Path) -> None:
     path = folder / "assets" / "semantic_labels.json"
-    if mirrored and not path.exists() and (mirrored / "assets" / path.name).is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(mirrored / "assets" / path.name, path)
-    obtain(path, [web(LABEL_FILE)], _right_labels, f"put semantic_labels.json at {path}")
+    sources = [*mirror("stanford/assets"), web(LABEL_FILE)]
+    obtain(path, sources, _right_labels, f"put {path.name} at {path}")
 
 
 def _right_labels(content: bytes) -> bytes:
+    content = gunzip(content)
     try:
         names = json.loads(content)
         right = len(names) == ENTRIES and names[CLUTTER_ENTRY].startswith(LABELS[CLUTTER])

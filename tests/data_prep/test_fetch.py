@@ -170,7 +170,7 @@ def test_wrong_file_in_the_folder_and_no_source(tmp_path):
     path.write_bytes(b"wrong")
     with pytest.raises(DataError) as error:
         fetch(tmp_path, SHA256, [])
-    assert f"the file {path} already there has the wrong SHA-256: delete it" in str(error.value)
+    assert f"the file {path} already there has the wrong content: delete it" in str(error.value)
     assert path.read_bytes() == b"wrong"
     assert os.listdir(tmp_path) == ["digits"]
 

@@ -1,5 +1,6 @@
 """Fetching 2D-3D-S from a loopback server or a mirror: resumed, verified, safely unpacked."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -177,7 +178,7 @@ def test_wrong_content_is_refused(server, tmp_path):
     assert (tmp_path / "area_1").is_dir() and not (tmp_path / "area_2").exists()
     server.files["/semantic_labels.json"] = b"[]"
     with pytest.raises(DataError, match="not the list of 9816 labels"):
-        module._fetch_labels(tmp_path, None)
+        module._fetch_labels(tmp_path)
 
 
 def test_nothing_is_unpacked_outside(tmp_path):
@@ -241,6 +242,25 @@ def test_mirror_folder_with_areas_or_archives(server, tmp_path, monkeypatch):
     fetch_stanford(tmp_path / "raw")
     assert len(panoramas(tmp_path / "raw")) == 7 and not server.asked
     assert (tmp_path / "raw/area_6").is_symlink() and not (tmp_path / "raw/area_1").is_symlink()
+
+
+def test_truncated_labels_are_replaced_from_the_mirror(server, tmp_path, monkeypatch):
+    right = json.dumps(semantic_labels()).encode()
+    path = tmp_path / "raw/assets/semantic_labels.json"
+    mirror = tmp_path / "mirror/stanford/assets"
+    mirror.mkdir(parents=True)
+    monkeypatch.setenv("PDO_DATA_MIRROR", str(tmp_path / "mirror"))
+    for name, content in (("json", right), ("json.gz", gzip.compress(right))):
+        (mirror / f"semantic_labels.{name}").write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(right[:1000])
+        module._fetch_labels(tmp_path / "raw")
+        assert path.read_bytes() == right and not server.asked
+    for source in mirror.iterdir():  # a truncated mirror is no reason to give up
+        source.write_bytes(right[:1000])
+    path.unlink()
+    module._fetch_labels(tmp_path / "raw")
+    assert path.read_bytes() == right and len(server.asked) == 1
 
 
 def test_why_not_available_names_every_source(server, tmp_path, monkeypatch):
