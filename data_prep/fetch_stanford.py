@@ -66,39 +66,37 @@ def fetch_stanford(
 
     Raises:
         DataError: the terms are not accepted and folder and mirror have not all areas, the disk is
-            too small, an archive cannot be had or is not the published one.
+            too small, an archive cannot be had or is not the published one, or what is at an area's
+            place is none.
     """
     folder = Path(folder)
-    mirrored = _mirror()
     for area in areas:
-        if (folder / f"area_{area}" / "pano").is_dir():
+        target, source = folder / f"area_{area}", _at_hand(area, folder)
+        if source == target:
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        if mirrored and (mirrored / f"area_{area}" / "pano").is_dir():
-            os.symlink((mirrored / f"area_{area}").resolve(), folder / f"area_{area}")
-            continue
-        places = [folder, mirrored] if mirrored else [folder]
-        archives = [p / _archive_name(area) for p in places if (p / _archive_name(area)).is_file()]
-        if archives:
-            _verify(archives[0], area)
-            extract(archives[0], area, folder)
-            continue
-        if not accept_terms:
+        if target.is_symlink() and not target.exists():  # the mirror has moved
+            target.unlink()
+        if target.exists():
+            raise DataError(f"{target} is there but has no pano: delete it and fetch again")
+        if source is None and not accept_terms:
             raise DataError(terms_not_accepted())
-        _from_the_web(area, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if source is None:
+            _from_the_web(area, folder)
+        elif source.is_dir():
+            os.symlink(source.resolve(), target)
+        else:
+            _verify(source, area)
+            extract(source, area, folder)
     _fetch_labels(folder)
 
 
 def why_not_available(folder: str | Path, accept_terms: bool) -> list[str]:
     """Why 2D-3D-S cannot be had, one line for each source tried; empty where it is in `folder` or
     where a source seems to have it. Nothing is downloaded."""
-    mirrored = _mirror()
-    places = [Path(folder)] + ([mirrored] if mirrored else [])
-    if all(
-        any((p / f"area_{a}").is_dir() or (p / _archive_name(a)).is_file() for p in places)
-        for a in AREAS
-    ):
+    if all(_at_hand(area, Path(folder)) for area in AREAS):
         return []
+    mirrored = _mirror()
     failures = [
         f"mirror folder {mirrored}: not all of area_1 to area_6"
         if mirrored
@@ -195,6 +193,18 @@ def extract(archive: Path, area: str, folder: Path) -> None:
     os.replace(partial / f"area_{area}", folder / f"area_{area}")
     partial.rmdir()
     logger.info("area %s: %d images", area, count)
+
+
+def _at_hand(area: str, folder: Path) -> Path | None:
+    """The area or its archive, in `folder` or in the mirror, whichever takes the least to use; None
+    if only the web may have it."""
+    mirrored = _mirror()
+    places = [folder, mirrored] if mirrored else [folder]
+    areas = [place / f"area_{area}" for place in places]
+    archives = [place / _archive_name(area) for place in places]
+    there = [path for path in areas if (path / "pano").is_dir()]
+    there += [path for path in archives if path.is_file()]
+    return there[0] if there else None
 
 
 def _from_the_web(area: str, folder: Path) -> None:

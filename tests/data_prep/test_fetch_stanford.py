@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import shutil
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -242,6 +244,24 @@ def test_mirror_folder_with_areas_or_archives(server, tmp_path, monkeypatch):
     fetch_stanford(tmp_path / "raw")
     assert len(panoramas(tmp_path / "raw")) == 7 and not server.asked
     assert (tmp_path / "raw/area_6").is_symlink() and not (tmp_path / "raw/area_1").is_symlink()
+
+
+def test_a_mirror_that_moved_and_an_area_that_is_none(server, tmp_path, monkeypatch):
+    """Links into the old place are replaced; folders without panoramas are nobody's area."""
+    raw = tmp_path / "raw"
+    for place in ("old", "new"):
+        monkeypatch.setenv("PDO_DATA_MIRROR", str(tmp_path / place))
+        for area in AREAS:
+            (tmp_path / place / f"stanford/area_{area}/pano/rgb").mkdir(parents=True)
+        fetch_stanford(raw)
+        assert os.readlink(raw / "area_6") == str(tmp_path / place / "stanford/area_6")
+        shutil.rmtree(tmp_path / "old", ignore_errors=True)
+        assert (why_not_available(raw, accept_terms=False) == []) == (place == "new")
+    (tmp_path / "new/stanford/area_6/pano/rgb").rmdir()
+    (tmp_path / "new/stanford/area_6/pano").rmdir()
+    assert "not all of area_1 to area_6" in why_not_available(raw, accept_terms=False)[0]
+    with pytest.raises(DataError, match="area_6 is there but has no pano: delete it"):
+        fetch_stanford(raw, accept_terms=True)
 
 
 def test_truncated_labels_are_replaced_from_the_mirror(server, tmp_path, monkeypatch):
