@@ -187,15 +187,16 @@ def test_state_dict_carries_the_fit() -> None:
 
 
 def test_scaled_layers_train_as_the_published_ones() -> None:
-    """One step of SGD on the network against Montavon's own: gradients of a layer over the root of
-    its inputs, backward signals times sqrt(m / n), at the same effective weights."""
+    """One step of SGD on the network against Montavon's own, without his centring: gradients of a
+    layer over the root of its inputs, backward signals times sqrt(m / n), at the same effective
+    weights. His are of the sum over the batch of half squares: ours needs 25 / 2 times his rate."""
     torch.manual_seed(0)
     network = CoulombMLP(inputs=30).network
     torch.nn.init.normal_(network[-1].weight)
     layers = [layer for layer in network if isinstance(layer, ScaledLinear)]
     before = [(layer.gain * layer.weight).detach() for layer in layers]
     x, target, rate = torch.randn(25, 30), torch.randn(25), 0.01
-    optimizer = torch.optim.SGD(network.parameters(), lr=rate)
+    optimizer = torch.optim.SGD(network.parameters(), lr=25 / 2 * rate)
     output = network(x)[:, 0]
     (output - target).square().mean().backward()
     optimizer.step()
@@ -203,7 +204,7 @@ def test_scaled_layers_train_as_the_published_ones() -> None:
     signals = [x]
     for weight in before[:2]:
         signals.append(1.5 * torch.tanh(signals[-1] @ weight.t() / 1.5))
-    back = (2 / 25 * (output - target))[:, None].detach()
+    back = (output - target)[:, None].detach()
     for layer, weight, signal in reversed(list(zip(layers, before, signals, strict=True))):
         n, m = weight.shape
         moved = weight - rate / m**0.5 * back.t() @ signal
