@@ -100,20 +100,19 @@ def prepare(
     if seed < 0 or workers < 1:
         raise ValueError(f"seed must be >= 0 and workers >= 1, not {seed} and {workers}")
     raw, out = Path(raw), Path(out)
-    # Generated panoramas have the same names for all seeds: how they were made tells them apart.
     made = _generated(raw)
     found, classes, points = panoramas(raw), class_of_index(raw), grid_points(grid)
     _check_all_there(raw, found, made)
+    source: dict[str, Any] = {"dataset": "Stanford 2D-3D-S"}
+    if made is not None:
+        # Their names are the same for all seeds: how they were made tells panoramas apart.
+        source = {"dataset": "SyntheticRooms", "generated": made}
     shapes = {
         name: (len(found), 4, len(points)) if name.endswith("rgbd") else (len(found), len(points))
         for name in ARRAYS
     }
     plan = {
-        **(
-            {"dataset": "SyntheticRooms", "generated": made}
-            if made
-            else {"dataset": "Stanford 2D-3D-S"}
-        ),
+        **source,
         "grid": grid,
         "seed": seed,
         "quirks": asdict(quirks),
@@ -150,7 +149,7 @@ def _generated(raw: Path) -> dict[str, Any] | None:
 
 def _check_all_there(raw: Path, found: list[Panorama], made: dict[str, Any] | None) -> None:
     """Raises DataError where panoramas are missing, or too many: folds would not be comparable."""
-    if made:
+    if made is not None:
         if len(found) != made["panoramas"]:
             raise DataError(
                 f"{raw} has {len(found)} panoramas of {made['panoramas']}: run the generation again"
@@ -225,7 +224,7 @@ def rgbd_signal(
 
 def _begin(
     out: Path, plan: dict[str, Any], shapes: dict[str, tuple[int, ...]]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+) -> tuple[dict[str, np.memmap], np.memmap]:
     """The arrays to fill, and the digests (n, 32) of the panoramas that are in them, 0 where one is
     not: new, or as a stopped preparation of the same plan left them."""
     (out / "card.json").unlink(missing_ok=True)

@@ -146,7 +146,7 @@ def _write_view(
         cap = slice(rows - rows // 16, rows)
         colour[cap], index[cap], depth[cap] = 0, MISSING_COLOUR, MISSING_DEPTH
     semantic = np.stack([index >> 16, index >> 8 & 255, index & 255], axis=2).astype(np.uint8)
-    for kind, image in zip(KINDS, (colour, depth, semantic), strict=True):
+    for kind, image in zip(KINDS, [colour, depth, semantic], strict=True):
         with atomic_path(_image_path(out, area, k, kind)) as temporary:
             Image.fromarray(image).save(temporary, format="PNG", compress_level=1)
 
