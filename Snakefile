@@ -39,7 +39,7 @@ rule all:
         TABLES,
         "results/report.html",
         "results/figures",
-        "results/tables/tracking.txt",
+        TRACKED,
         REQUIRED,
 
 

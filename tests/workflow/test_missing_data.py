@@ -41,6 +41,7 @@ def test_other_tables_are_made_and_the_exit_status_is_the_protocols_choice(proje
     assert strict.returncode != 0 and "data not available" in strict.stdout
     assert jobs(strict.stdout).get("train", 0) == 0
     assert (tables / "table1.md").exists() and (tables / "table3.md").exists()
+    assert not (project.folder / "results/mlflow.db").exists()  # tracking: false
 
     mirror = project.folder / "mirror"
     mirror.mkdir()

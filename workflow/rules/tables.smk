@@ -23,7 +23,7 @@ rule tables:
 rule require_data:
     input:
         TABLES,
-        "results/tables/tracking.txt",
+        TRACKED,
     output:
         "results/tables/all_data_were_there",
     log:
