@@ -65,7 +65,7 @@ def load(
     """Restore model, optimiser and RNG states; returns the progress and the best weights so far.
 
     Raises:
-        RunError: if the file cannot be read or is of another configuration.
+        RunError: if the file cannot be read, or is of another configuration or of other code.
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
@@ -78,8 +78,15 @@ def load(
             f"({_difference(progress.config, run.canonical_json())}): restore that configuration, "
             "or delete the file to start anew"
         )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:  # other names, shapes, or numbers of parameters
+        commit = progress.origins[-1]["git_commit"] or "unknown"
+        raise RunError(
+            f"{path} is of other code (commit {commit}): go back to it, or delete the file to start "
+            "anew"
+        ) from error
     torch.set_rng_state(state["rng"])
     device = next(model.parameters()).device
     if state["cuda_rng"] and device.type == "cuda":  # maybe another GPU than before

@@ -86,8 +86,10 @@ def train(
     if saved.exists():
         progress, best = checkpoint.load(saved, run, model, optimizer)
         log.info("%s goes on at epoch %d, step %d", run.key, progress.epoch + 1, progress.step)
-    for name in ("metrics.json", "predictions.npz", "weights.safetensors"):
+    for name in ("metrics.json", "predictions.npz", "weights.safetensors", "history.csv"):
         (folder / name).unlink(missing_ok=True)  # of another configuration, should this one diverge
+    if progress.history:
+        _write_history(folder / "history.csv", progress.history)
     with atomic_path(folder / "config.yaml") as path:
         path.write_text(yaml.safe_dump(run.model_dump(), sort_keys=False))
     facts = provenance(run, device, task.facts)
@@ -149,11 +151,9 @@ def _train_epoch(
         leave=False,
     )
     model.train()
-    rate = 0.0
     while progress.step < steps:
-        rate = learning_rate(run, progress.epoch * steps + progress.step, steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate(run, progress.epoch * steps + progress.step, steps)
         start = progress.step * run.train.batch_size
         x, target = task.batch("train", np.sort(order[start : start + run.train.batch_size]))
         with autocast(device, run.train.amp):
@@ -178,6 +178,7 @@ def _train_epoch(
     bar.close()
     seconds = progress.seconds + time.monotonic() - since
     mean_loss = progress.loss_sum / progress.step
+    rate = learning_rate(run, progress.epoch * steps + progress.step - 1, steps)
     progress.epoch, progress.step, progress.loss_sum, progress.seconds = progress.epoch + 1, 0, 0, 0
     return {
         "epoch": progress.epoch,

@@ -17,6 +17,7 @@ import yaml
 from bench import checkpoint, engine
 from bench.engine import Interrupted, learning_rate, steps_per_epoch, train
 from bench.errors import RunError
+from bench.provenance import provenance
 from bench.tasks import SphericalMNIST
 from tests.conftest import N_TRAIN, tiny_run
 
@@ -48,7 +49,7 @@ def stop_after(monkeypatch, steps: int) -> None:
 
 
 @pytest.mark.parametrize("model", ["UGSCNN", "PDO-eS2CNN-small"])
-@pytest.mark.parametrize("steps", [3, 9])
+@pytest.mark.parametrize("steps", [3, 6, 9])  # of 6 in an epoch
 def test_stopped_and_resumed_equals_never_stopped(tmp_path, tiny_data, monkeypatch, model, steps):
     """Bitwise: weights, history and predictions; UGSCNN has dropout, so RNG states matter."""
     run = tiny_run(model, epochs=2)
@@ -169,6 +170,7 @@ def test_a_run_that_diverges_keeps_nothing_of_the_one_before(tmp_path, tiny_data
     assert train(run, tmp_path, tiny_data, CPU, track=False)["status"] == "diverged"
     assert not (folder / "weights.safetensors").exists()
     assert not (folder / "predictions.npz").exists()
+    assert not (folder / "history.csv").exists()  # it diverged in its first epoch
 
 
 def everything_in(folder):
@@ -202,6 +204,20 @@ def test_checkpoint_of_another_configuration(tmp_path, tiny_data, monkeypatch):
     with pytest.raises(RunError, match=r"another configuration \(train\.epochs: 2 -> 3\)"):
         train(tiny_run(epochs=3), tmp_path, tiny_data, CPU, track=False)
     assert saved.read_bytes() == before
+
+
+def test_checkpoint_of_other_code(tmp_path, tiny_data, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        patch.setattr(engine, "provenance", lambda *a: provenance(*a) | {"git_commit": 40 * "c"})
+        with pytest.raises(Interrupted):
+            train(tiny_run(), tmp_path, tiny_data, CPU, track=False)
+    saved = run_folder(tmp_path, tiny_run()) / "checkpoint.pt"
+    before = saved.read_bytes()
+    monkeypatch.setattr(engine, "_build", lambda _: torch.nn.Linear(2, 2))
+    with pytest.raises(RunError, match=r"is of other code \(commit c{40}\): go back") as error:
+        train(tiny_run(), tmp_path, tiny_data, CPU, track=False)
+    assert "\n" not in str(error.value) and saved.read_bytes() == before
 
 
 def test_unreadable_checkpoint(tmp_path, tiny_data):
