@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bench import machine
 from bench.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,14 +78,14 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gb": round(machine.memory_gb(), 1),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }
 
 
 def peak_memory_gb(device: torch.device) -> dict[str, float]:
     """Peak resident memory of this process and, on CUDA, of the device."""
-    peak = {"peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
+    peak = {"peak_memory_gb": round(machine.peak_memory_gb(), 3)}
     if device.type == "cuda":
         peak["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
     return peak

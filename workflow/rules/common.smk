@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from bench import machine
 from bench.config import parse_protocol, planned_runs
 from bench.registry import MODELS, TASKS
 from data_prep import fetch_stanford, qm7
@@ -39,7 +40,7 @@ GPUS = min(1, torch.cuda.device_count())
 # Runs are single-threaded and independent. `--cores 8` on 2 processors starts 2 at a time, not 8:
 # a run takes its share of the cores it was promised. Jobs of a cluster are promised none.
 CORES = workflow.resource_settings.cores or 1
-THREADS = max(1, CORES // len(os.sched_getaffinity(0)))
+THREADS = max(1, CORES // machine.processors())
 
 
 # Data that cannot be had must not stop the other tables, so the sources are asked before planning,
