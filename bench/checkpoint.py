@@ -84,8 +84,8 @@ def load(
     except (RuntimeError, ValueError) as error:  # other names, shapes, or numbers of parameters
         commit = progress.origins[-1]["git_commit"] or "unknown"
         raise RunError(
-            f"{path} is of other code (commit {commit}): go back to it, or delete the file to start "
-            "anew"
+            f"{path} is of other code (commit {commit}): go back to it, or delete the file to "
+            "start anew"
         ) from error
     torch.set_rng_state(state["rng"])
     device = next(model.parameters()).device
