@@ -45,7 +45,9 @@ class TrainConfig(Strict):
     )
     step_epochs: int = Field(10, ge=1, description="schedule step: epochs between two decays")
     step_factor: float = Field(0.5, gt=0, le=1, description="schedule step: factor of a decay")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="of the cross entropy; qm7 has none"
+    )
     amp: bool = Field(
         False,
         description="train in mixed precision (bfloat16 autocast) where the hardware gains by it; "
@@ -83,10 +85,12 @@ class TaskConfig(Strict):
     """One table: its data, its models, its training."""
 
     models: list[str] | None = Field(
-        None, description="rows of the table; null: all registered models"
+        None, min_length=1, description="rows of the table; null: all registered models"
     )
     settings: list[str] | None = Field(
-        None, description="training settings, of each model those that it has; null: all of them"
+        None,
+        min_length=1,
+        description="training settings, of each model those that it has; null: all of them",
     )
     data: Data = Field(description="what a run sees")
     train: TrainChanges = Field(
@@ -205,6 +209,10 @@ def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
     """
     protocol = validated(ProtocolConfig, tree)
     for task, config in _tasks(protocol).items():
+        for kind, names in (("models", config.models or []), ("settings", config.settings or [])):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ConfigError(f"{kind} of task {task}: {name!r} is listed twice")
         for model in [*(config.models or []), *config.model]:
             network = _network(config, model)
             if network not in models_of(task):
@@ -289,6 +297,10 @@ def _resolve(protocol: ProtocolConfig, task: str, model: str, setting: str, seed
     for name in special.options:
         if name not in parameters or name == "level":
             raise unknown(f"option of model {model}", name, [p for p in parameters if p != "level"])
+    changes = {**entry.recipe, **_given(config.train), **_given(special.train)}
+    train = validated(TrainConfig, changes, f"train of {model}")
+    if task == "qm7" and train.label_smoothing:
+        raise ConfigError(f"train of {model}.label_smoothing: qm7 has no labels, leave it at 0")
     return RunConfig(
         protocol=protocol.protocol,
         task=task,
@@ -298,11 +310,7 @@ def _resolve(protocol: ProtocolConfig, task: str, model: str, setting: str, seed
         seed=seed,
         base_seed=protocol.base_seed,
         data=_data(config, special, model),
-        train=validated(
-            TrainConfig,
-            {**entry.recipe, **_given(config.train), **_given(special.train)},
-            f"train of {model}",
-        ),
+        train=train,
         options=special.options,
     )
 

@@ -36,6 +36,7 @@ class Rooms:
 
     def __init__(self, run: RunConfig, data_root: Path) -> None:
         entry = TASKS[run.task]
+        self.label_smoothing = run.train.label_smoothing
         self.metric, self.higher_is_better = entry.metric, entry.higher_is_better
         folder, card = open_prepared(run, data_root, "rooms")
         with (folder / "panoramas.csv").open() as file:
@@ -87,8 +88,13 @@ class Rooms:
         return (x - self.mean) / self.std, torch.from_numpy(labels[chosen]).long()
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Weighted cross entropy of (B, 15, points), mean over the points that show a class."""
-        return functional.cross_entropy(output, target, weight=self.weights.to(output))
+        """Weighted cross entropy of (B, 15, points) with label smoothing, mean over the points that
+        show a class."""
+        weights = self.weights.to(output)
+        shown = torch.where(weights[target] > 0, target, -100)  # smoothing would count the others
+        return functional.cross_entropy(
+            output, shown, weight=weights, label_smoothing=self.label_smoothing
+        )
 
     def predict(self, output: Tensor) -> Tensor:
         """The most likely of the 13 classes at each point; never unknown or missing."""

@@ -53,6 +53,11 @@ def run_of(setting="fold1", **data):
     return next(r for r in planned_runs(protocol(**data)) if r.setting == setting)
 
 
+def smoothed(run, smoothing):
+    train = run.train.model_copy(update={"label_smoothing": smoothing})
+    return run.model_copy(update={"train": train})
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("rooms")
@@ -104,8 +109,9 @@ def test_weights_are_those_of_the_training_panoramas(data):
     assert IGNORED == (0, 14) and share[14] > 0
 
 
-def test_unlabelled_points_count_in_no_loss_and_are_never_predicted(data):
-    task = Rooms(run_of(), data)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_unlabelled_points_count_in_no_loss_and_are_never_predicted(data, smoothing):
+    task = Rooms(smoothed(run_of(), smoothing), data)
     torch.manual_seed(0)
     output, target = torch.randn(2, 15, 642), torch.randint(1, 14, (2, 642))
     target[:, ::2] = 14
@@ -117,6 +123,17 @@ def test_unlabelled_points_count_in_no_loss_and_are_never_predicted(data):
     torch.testing.assert_close(task.loss(changed, target), before)
     output[:, 0] = output[:, 14] = 100
     assert set(task.predict(output).unique().tolist()) <= set(range(1, 14))
+
+
+def test_label_smoothing_shares_out_a_part_among_the_classes(data):
+    """The loss of one point: (1 - s) of its class and s / 15 of each, weighted, by its weight."""
+    s, label = 0.3, 5
+    task = Rooms(smoothed(run_of(), s), data)
+    logits = torch.linspace(-1, 2, 15)
+    losses = -task.weights * logits.log_softmax(0)
+    expected = ((1 - s) * losses[label] + s / 15 * losses.sum()) / task.weights[label]
+    found = task.loss(logits[None, :, None], torch.tensor([[label]]))
+    torch.testing.assert_close(found, expected)
 
 
 def test_from_runs_to_table(data, tmp_path):
