@@ -43,6 +43,12 @@ CORES = workflow.resource_settings.cores or 1
 THREADS = max(1, CORES // machine.processors())
 
 
+# Runs that together take more memory than the machine has would be killed. One that takes more by
+# itself starts alone: Snakemake lowers what it asks for to the limit. Nodes of a cluster have theirs.
+if workflow.local_exec and "mem_mb" not in workflow.global_resources:
+    workflow.register_resource("mem_mb", int(1024 * machine.memory_gb()))
+
+
 # Data that cannot be had must not stop the other tables, so the sources are asked before planning,
 # at every start anew; nothing is downloaded here. By task: each source, and why it failed.
 UNAVAILABLE = {}
@@ -72,6 +78,11 @@ def run_of(wildcards):
     if key not in RUNS:
         raise WorkflowError(f"{key} is not a run of protocol {PROTOCOL.protocol}")
     return RUNS[key]
+
+
+def memory_mb(wildcards):
+    run = run_of(wildcards)
+    return round(1024 * MODELS[run.task, run.network].memory_gb)
 
 
 def run_json(wildcards):

@@ -12,6 +12,7 @@ rule train:
     threads: THREADS
     resources:
         gpu=GPUS,
+        mem_mb=memory_mb,
     params:
         run=run_json,
         tracking=tracking_option,
