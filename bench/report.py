@@ -84,7 +84,7 @@ def _section(
         "title": f"Table {entry.table}: {task}",
         "notices": [f"Data not available. Sources tried: {'; '.join(tried)}."] if tried else [],
         "tables": [_html(frame) for frame in frames],
-        "meaning": typesetting.meaning(task),
+        "meaning": typesetting.meaning(protocol, task, results),
         "notes": typesetting.notes(table),
         "figures": _figures(protocol, task, table, results),
     }

@@ -159,14 +159,15 @@ def summarise(values: list[tuple[str, float]], settings: Sequence[str]) -> dict[
     Mean and sample standard deviation s are over runs (seeds) where there is one setting; where
     there are several (folds), over these, each the mean of its seeds: seeds of one fold are not
     independent measurements of the column. ci95_half_width is that of the two-sided 95 %
-    t-interval of the mean, t_{0.975, n-1} s / sqrt(n), if all settings have been measured.
+    t-interval of the mean, t_{0.975, n-1} s / sqrt(n), if all settings have been measured; of two
+    values, with t = 12.7, it would say nothing.
     """
     runs = pd.DataFrame(values, columns=["setting", "value"]).astype({"value": float})
     folds = runs.groupby("setting")["value"].mean()
     sample = folds if len(settings) > 1 else runs["value"]
     n, std = len(sample), sample.std(ddof=1)
     whole = len(folds) == len(settings)
-    half = stats.t.ppf(0.975, n - 1) * std / math.sqrt(n) if whole and n > 1 else math.nan
+    half = stats.t.ppf(0.975, n - 1) * std / math.sqrt(n) if whole and n > 2 else math.nan
     return {
         "measured_mean": round(sample.mean(), 4),
         "measured_std": round(std, 4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,18 @@ from bench.tables import COLUMNS, build_table, called, command, ended_runs
 from data_prep.files import atomic_path
 
 NOT_CLAIMED = "not claimed"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the forms of a table say; `frames` are those of `page_frames`."""
+
+    title: str
+    notices: list[str]
+    command: str
+    frames: list[pd.DataFrame]
+    meaning: str
+    notes: list[str]
 
 
 def write_tables(
@@ -40,14 +53,21 @@ def write_tables(
         notices = [protocol.notice] if protocol.notice else []
         if tried:
             notices.append(f"DATA NOT AVAILABLE. Sources tried: {'; '.join(tried)}.")
-        frames = page_frames(protocol, task, table, results)
+        page = Page(
+            title=_title(protocol, task),
+            notices=notices,
+            command=command(protocol),
+            frames=page_frames(protocol, task, table, results),
+            meaning=meaning(protocol, task, results),
+            notes=[f"[{k}] {note}" for k, note in enumerate(notes(table), 1)],
+        )
         stem = out / f"table{TASKS[task].table}"
         stem.parent.mkdir(parents=True, exist_ok=True)
         texts = {
             ".csv": table[COLUMNS].to_csv(index=False, lineterminator="\n"),
-            ".md": markdown(protocol, task, table, frames, notices),
-            ".tex": latex(protocol, task, table, notices),
-            ".html": html(protocol, task, table, frames, notices),
+            ".md": markdown(page),
+            ".tex": latex(page, wide(table)),
+            ".html": html(page),
         }
         for suffix, text in texts.items():
             with atomic_path(stem.with_suffix(suffix)) as path:
@@ -173,26 +193,17 @@ def notes(table: pd.DataFrame) -> list[str]:
     return [note for note in table["note"].unique() if note]
 
 
-def markdown(
-    protocol: ProtocolConfig,
-    task: str,
-    table: pd.DataFrame,
-    frames: list[pd.DataFrame],
-    notices: list[str],
-) -> str:
-    texts = [frame.to_markdown(index=False, disable_numparse=True) for frame in frames]
-    parts = [_title(protocol, task), *(f"**{notice}**" for notice in notices)]
-    parts += [f"Made by `{command(protocol)}`.", *texts[:1], meaning(task), *texts[1:]]
-    parts += [f"[{k}] {note}" for k, note in enumerate(notes(table), 1)]
+def markdown(page: Page) -> str:
+    texts = [frame.to_markdown(index=False, disable_numparse=True) for frame in page.frames]
+    parts = [page.title, *(f"**{notice}**" for notice in page.notices)]
+    parts += [f"Made by `{page.command}`.", *texts[:1], page.meaning, *texts[1:], *page.notes]
     return "\n\n".join(parts) + "\n"
 
 
-def latex(protocol: ProtocolConfig, task: str, table: pd.DataFrame, notices: list[str]) -> str:
-    style = wide(table).style.hide(axis="index").format(_tex).format_index(_tex, axis=1)
-    body = style.to_latex(hrules=True)
-    told = [*notices, meaning(task), *(f"[{k}] {note}" for k, note in enumerate(notes(table), 1))]
-    head = f"% {_title(protocol, task)}\n% {command(protocol)}\n"
-    return head + body + "".join(f"\n{_tex(text)}\n" for text in told)
+def latex(page: Page, shown: pd.DataFrame) -> str:
+    style = shown.style.hide(axis="index").format(_tex).format_index(_tex, axis=1)
+    told = "".join(f"\n{_tex(text)}\n" for text in [*page.notices, page.meaning, *page.notes])
+    return f"% {page.title}\n% {page.command}\n{style.to_latex(hrules=True)}{told}"
 
 
 def _tex(text: str) -> str:
@@ -201,26 +212,15 @@ def _tex(text: str) -> str:
     return escaped.replace("±", r"$\pm$")
 
 
-def html(
-    protocol: ProtocolConfig,
-    task: str,
-    table: pd.DataFrame,
-    frames: list[pd.DataFrame],
-    notices: list[str],
-) -> str:
+def html(page: Page) -> str:
     return _PAGE.render(
-        title=_title(protocol, task),
-        notices=notices,
-        command=command(protocol),
-        meaning=meaning(task),
-        tables=[frame.to_html(index=False, border=0) for frame in frames],
-        notes=notes(table),
+        page=page, tables=[frame.to_html(index=False, border=0) for frame in page.frames]
     )
 
 
 _PAGE = Template(
     """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<html lang="en"><head><meta charset="utf-8"><title>{{ page.title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem }
@@ -231,11 +231,11 @@ th, td { text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 .notice { background: #fff3cd; padding: .6rem 1rem; font-weight: 600 }
 </style></head><body>
-<h1>{{ title }}</h1>
-{% for notice in notices %}<p class="notice">{{ notice | e }}</p>{% endfor %}
-<p>Made by <code>{{ command }}</code>. {{ meaning }}</p>
+<h1>{{ page.title }}</h1>
+{% for notice in page.notices %}<p class="notice">{{ notice | e }}</p>{% endfor %}
+<p>Made by <code>{{ page.command }}</code>. {{ page.meaning }}</p>
 {% for table in tables %}{{ table }}{% endfor %}
-{% for note in notes %}<p>[{{ loop.index }}] {{ note }}</p>{% endfor %}
+{% for note in page.notes %}<p>{{ note }}</p>{% endfor %}
 </body></html>
 """,
     autoescape=False,
@@ -248,14 +248,25 @@ def _title(protocol: ProtocolConfig, task: str) -> str:
     return f"Table {entry.table}: {task} ({metrics}), protocol {protocol.protocol}"
 
 
-def meaning(task: str) -> str:
-    """What a cell of the task's table is."""
+def meaning(protocol: ProtocolConfig, task: str, results: Path) -> str:
+    """What a cell of the task's table is, what an interval, and what runs stand in one column."""
     if all(len(settings) == 1 for settings in TASKS[task].columns.values()):
-        return "Mean ± sample standard deviation over seeds (seeds found/planned)."
-    return (
-        "Mean ± sample standard deviation over folds, each the mean of its seeds (runs "
-        "found/planned; the folds, if some are missing)."
-    )
+        text = (
+            "Mean ± sample standard deviation over seeds (seeds found/planned). 95 % t-intervals "
+            "of the mean, from three seeds on."
+        )
+    else:
+        text = (
+            "Mean ± sample standard deviation over folds, each the mean of its seeds (runs "
+            "found/planned; the folds, if some are missing). 95 % t-intervals of the mean, where "
+            "all folds are there; folds share training samples, so an interval describes them and "
+            "is no test."
+        )
+    found = origins(protocol, task, results)
+    if len(found) and found["model"].duplicated().any():
+        mixed = ", ".join(found.loc[found["model"].duplicated(), "model"].unique())
+        text += f" Columns pool runs of different processors or precisions, those of {mixed}."
+    return text
 
 
 def _count(value: Any) -> str:

@@ -15,7 +15,7 @@ from bench.errors import RunError
 from bench.record import record
 from bench.registry import TASKS, models_of
 from bench.tables import COLUMNS, build_table, read_claims
-from bench.typesetting import by_setting, long, notes, origins, wide, write_tables
+from bench.typesetting import by_setting, long, meaning, notes, origins, wide, write_tables
 from tests.conftest import tiny_protocol
 
 ROOT = Path(__file__).parents[2]
@@ -117,6 +117,19 @@ def test_where_runs_come_from(tmp_path, protocol):
     for suffix in ("md", "html"):
         text = (tmp_path / f"tables/table1.{suffix}").read_text()
         assert "abacus" in text and "aaaaaaa, ccccccc" in text
+        assert "Columns pool runs of different processors or precisions, those of UGSCNN." in text
+
+
+def test_what_a_table_says_of_its_intervals_and_its_runs(tmp_path, protocol, folds):
+    of_molecules, runs = folds
+    for run in runs:
+        put(tmp_path, run)
+    said = meaning(of_molecules, "qm7", tmp_path)
+    assert "folds share training samples" in said and "pool" not in said
+    put(tmp_path, runs[0], precision="bfloat16")
+    assert meaning(of_molecules, "qm7", tmp_path).endswith("precisions, those of MLP-random-CM.")
+    said = meaning(protocol, "spherical_mnist", tmp_path)
+    assert said.endswith("from three seeds on.") and "folds" not in said
 
 
 def test_missing_diverged_and_foreign_runs_are_not_averaged(tmp_path, protocol):
@@ -134,10 +147,21 @@ def test_missing_diverged_and_foreign_runs_are_not_averaged(tmp_path, protocol):
 
 
 def test_the_interval_of_a_percentage_ends_at_100(tmp_path, protocol):
-    for run, value in zip(runs_of(protocol, "UGSCNN", "N"), (98.0, 100.0), strict=False):
+    for run, value in zip(runs_of(protocol, "UGSCNN", "N"), (98.0, 99.0, 100.0), strict=True):
         put(tmp_path, run, value=value)
     found = long(build_table(protocol, "spherical_mnist", tmp_path)).set_index(["model", "setting"])
-    assert found.loc[("UGSCNN", "N/N"), "95 % interval"] == "86.29 to 100.00"  # 99 +- 12.706
+    assert found.loc[("UGSCNN", "N/N"), "95 % interval"] == "96.52 to 100.00"  # 99 +- 2.484
+
+
+def test_two_seeds_have_no_interval(tmp_path, protocol):
+    for run, value in zip(runs_of(protocol, "UGSCNN", "N")[:2], (98.0, 100.0), strict=True):
+        put(tmp_path, run, value=value)
+    table = build_table(protocol, "spherical_mnist", tmp_path)
+    cell = row(table, "UGSCNN", "N/N")
+    assert cell.measured_std == pytest.approx(math.sqrt(2), abs=1e-4)
+    assert math.isnan(cell.ci95_half_width)
+    found = long(table).set_index(["model", "setting"])
+    assert found.loc[("UGSCNN", "N/N"), "95 % interval"] == ""
 
 
 @pytest.mark.parametrize(
