@@ -228,7 +228,8 @@ def _record(options: argparse.Namespace) -> None:
 
     protocol = _protocol(options.protocol)
     runs = record(protocol, options.results)
-    print(f"{len(runs)} runs recorded; made by: {command(protocol)}")
+    folder = options.results / "recorded" / protocol.protocol
+    print(f"{len(runs)} runs recorded; made by: {command(protocol, folder)}")
 
 
 def _sync(options: argparse.Namespace) -> int:

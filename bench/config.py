@@ -273,6 +273,12 @@ def load_protocol(path: Path) -> ProtocolConfig:
     return protocol
 
 
+def shipped(name: str) -> ProtocolConfig | None:
+    """The protocol of that name in config/, if there is one."""
+    path = CONFIG / f"{name}.yaml"
+    return load_protocol(path) if path.is_file() else None
+
+
 def planned_runs(protocol: ProtocolConfig) -> list[RunConfig]:
     """Every run of a protocol: models x training settings x seeds, seeds outermost, so that an
     interrupted study has whole seeds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from bench import machine
-from bench.config import RunConfig
+from bench.config import RunConfig, planned_runs, shipped
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,8 +25,7 @@ def provenance(run: RunConfig, device: torch.device, data: dict[str, Any]) -> di
     lock = ROOT / "requirements.lock"
     return {
         **git_state(),
-        "command": f"snakemake --cores 2 --config protocol={run.protocol} -- "
-        f"results/runs/{run.key}/metrics.json",
+        "command": command(run),
         "argv": [os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]],
         "config": run.model_dump(),
         "config_sha256": run.hash,
@@ -41,6 +41,16 @@ def provenance(run: RunConfig, device: torch.device, data: dict[str, Any]) -> di
         "hostname": platform.node(),
         **hardware(device),
     }
+
+
+def command(run: RunConfig) -> str:
+    """What makes a run: Snakemake, if it is one of a protocol in config/, else the run itself, once
+    its data are prepared."""
+    protocol = shipped(run.protocol)
+    if protocol is not None and run in planned_runs(protocol):
+        target = f"results/runs/{run.key}/metrics.json"
+        return f"snakemake --cores 2 --config protocol={run.protocol} -- {target}"
+    return shlex.join(["python", "-m", "bench", "train", "--run", run.canonical_json()])
 
 
 def git_state() -> dict[str, Any]:

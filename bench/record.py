@@ -52,9 +52,9 @@ def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
             if source.exists():
                 shutil.copy2(source, folder / name)
         folders.append(folder)
-    tasks = {task: one for task, one in protocol.tasks.items() if (target / "runs" / task).is_dir()}
+    tasks = [task for task in protocol.tasks if (target / "runs" / task).is_dir()]
     with recorded_runs(results, protocol.protocol) as kept:
-        write_tables(protocol.model_copy(update={"tasks": tasks}), kept, out=target)
+        write_tables(protocol, kept, out=target, tasks=tasks)
     return folders
 
 

@@ -47,7 +47,7 @@ def write_report(
     )
     page = environment.get_template("report.html.j2").render(
         protocol=protocol,
-        command=tables.command(protocol),
+        command=tables.command(protocol, results / "tables"),
         planned=len(runs),
         finished=len(ended),
         sections=sections,

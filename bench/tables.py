@@ -11,11 +11,15 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from bench.config import ProtocolConfig, RunConfig, planned_runs
+from bench.config import ProtocolConfig, RunConfig, planned_runs, shipped
 from bench.errors import RunError
 from bench.registry import TASKS
 
 CLAIMS = Path(__file__).resolve().parent.parent / "results" / "reference" / "paper_tables.csv"
+
+TABLES = Path("results/tables")
+OWN_PROTOCOL = "protocol.yaml"
+"""Beside the tables of a protocol that is not in config/ as it is."""
 
 COLUMNS = [
     "model",
@@ -177,9 +181,12 @@ def summarise(values: list[tuple[str, float]], settings: Sequence[str]) -> dict[
     }
 
 
-def command(protocol: ProtocolConfig) -> str:
-    """What makes the tables of a protocol."""
-    return f"snakemake --cores 8 all --config protocol={protocol.protocol}"
+def command(protocol: ProtocolConfig, folder: Path = TABLES) -> str:
+    """What makes the tables of a protocol, of which those in the folder are. One that config/ does
+    not have, or has otherwise, stands beside them."""
+    if shipped(protocol.protocol) == protocol:
+        return f"snakemake --cores 8 all --config protocol={protocol.protocol}"
+    return f"snakemake --cores 8 all --configfile {folder / OWN_PROTOCOL}"
 
 
 def _params_claim(claims: pd.DataFrame, model: str) -> int | None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from jinja2 import Template
 from pandas.api.typing import DataFrameGroupBy
 
-from bench.config import ProtocolConfig, planned_runs
+from bench.config import ProtocolConfig, planned_runs, shipped
 from bench.provenance import stretches
 from bench.registry import TASKS
-from bench.tables import COLUMNS, build_table, called, command, ended_runs
+from bench.tables import COLUMNS, OWN_PROTOCOL, build_table, called, command, ended_runs
 from data_prep.files import atomic_path
 
 NOT_CLAIMED = "not claimed"
@@ -39,15 +40,22 @@ def write_tables(
     results: Path,
     unavailable: dict[str, list[str]] | None = None,
     out: Path | None = None,
+    tasks: Iterable[str] | None = None,
 ) -> list[Path]:
-    """Write table<k>.csv, .md, .tex and .html of every task into `out`, results/tables unless
-    given; returns the paths.
+    """Write table<k>.csv, .md, .tex and .html of the tasks, all unless given, into `out`,
+    results/tables unless given, and the protocol if it is not in config/ as it is; returns the
+    paths of the tables.
 
     unavailable: by task, why its data could not be had, one line for each source tried.
     """
     out = out or results / "tables"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / OWN_PROTOCOL).unlink(missing_ok=True)  # of other tables
+    if shipped(protocol.protocol) != protocol:
+        with atomic_path(out / OWN_PROTOCOL) as path:
+            path.write_text(yaml.safe_dump(protocol.model_dump(), sort_keys=False))
     written = []
-    for task in protocol.tasks:
+    for task in tasks or protocol.tasks:
         tried = (unavailable or {}).get(task, [])
         table = build_table(protocol, task, results, "data not available" if tried else "no result")
         notices = [protocol.notice] if protocol.notice else []
@@ -56,13 +64,12 @@ def write_tables(
         page = Page(
             title=_title(protocol, task),
             notices=notices,
-            command=command(protocol),
+            command=command(protocol, out),
             frames=page_frames(protocol, task, table, results),
             meaning=meaning(protocol, task, results),
             notes=[f"[{k}] {note}" for k, note in enumerate(notes(table), 1)],
         )
         stem = out / f"table{TASKS[task].table}"
-        stem.parent.mkdir(parents=True, exist_ok=True)
         texts = {
             ".csv": table[COLUMNS].to_csv(index=False, lineterminator="\n"),
             ".md": markdown(page),

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from bench.config import load_protocol, parse_protocol, planned_runs
+from bench.config import RunConfig, load_protocol, parse_protocol, planned_runs
 from bench.errors import RunError
+from bench.provenance import command as run_command
 from bench.record import record
 from bench.registry import TASKS, models_of
 from bench.tables import COLUMNS, build_table, read_claims
@@ -179,13 +181,15 @@ def test_recorded_pages_carry_their_protocols_notice(page):
     sorted(path.parent for path in (ROOT / "results/recorded").glob("*/runs")),
     ids=lambda folder: folder.name,
 )
-def test_recorded_tables_are_those_of_the_recorded_runs(tmp_path, folder):
+def test_recorded_tables_are_those_of_the_recorded_runs(tmp_path, folder, monkeypatch):
     """Of the models that were there: a new one does not make them wrong."""
     tree = yaml.safe_load((ROOT / "config" / f"{folder.name}.yaml").read_text())
     for task, config in tree["tasks"].items():
         table = folder / f"table{TASKS[task].table}.csv"
         if table.exists():
             config["models"] = list(pd.read_csv(table)["model"].unique())
+    monkeypatch.setattr("bench.config.CONFIG", tmp_path)
+    (tmp_path / f"{folder.name}.yaml").write_text(yaml.safe_dump(tree))
     (tmp_path / "recorded").mkdir()
     shutil.copytree(folder, tmp_path / "recorded" / folder.name)
     tables = tmp_path / "recorded" / folder.name
@@ -229,11 +233,36 @@ def test_files(tmp_path, protocol):
     for path in paths[1:]:
         text = path.read_text()
         assert "LOUD NOTICE" in text and "96.40" in text and "UGSCNN" in text
-        assert "snakemake --cores 8 all --config protocol=tiny" in text
+        assert f"snakemake --cores 8 all --configfile {tmp_path}/tables/protocol.yaml" in text
+    assert load_protocol(tmp_path / "tables/protocol.yaml") == protocol
     tex = (tmp_path / "tables/table1.tex").read_text()
     shown = "\n".join(line for line in tex.splitlines() if not line.startswith("%"))
     assert r"\begin{tabular}" in shown and "±" not in shown
     assert "LOUD NOTICE, 5 \\% of A\\_B" in shown and "standard deviation over seeds" in shown
+
+
+def test_the_command_is_of_the_protocol_in_config_or_of_a_file_with_it(tmp_path):
+    protocol = load_protocol(ROOT / "config/nearest_ring.yaml")
+    fewer = protocol.model_copy(update={"seeds": 7})
+    own = tmp_path / "tables/protocol.yaml"
+    for one, options in (
+        (fewer, f"--configfile {own}"),
+        (protocol, "--config protocol=nearest_ring"),
+    ):
+        (page,) = (path for path in write_tables(one, tmp_path) if path.suffix == ".md")
+        assert f"Made by `snakemake --cores 8 all {options}`." in page.read_text()
+        assert own.exists() == (one is fewer)
+
+
+def test_the_command_of_a_run(protocol):
+    (run,) = planned_runs(load_protocol(ROOT / "config/nearest_ring.yaml"))
+    target = f"results/runs/{run.key}/metrics.json"
+    assert run_command(run) == f"snakemake --cores 2 --config protocol=nearest_ring -- {target}"
+    longer = run.train.model_copy(update={"epochs": 99})
+    for other in (run.model_copy(update={"train": longer}), planned_runs(protocol)[0]):
+        *words, last = shlex.split(run_command(other))
+        assert words == ["python", "-m", "bench", "train", "--run"]
+        assert RunConfig.model_validate_json(last) == other
 
 
 def test_claims_are_all_read():

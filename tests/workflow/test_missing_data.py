@@ -37,6 +37,11 @@ def test_other_tables_are_made_and_the_exit_status_is_the_protocols_choice(proje
     missing = (tables / "table2.md").read_text()
     assert "DATA NOT AVAILABLE" in missing and "terms of use" in missing and "44.60" in missing
 
+    own = tables / "protocol.yaml"  # what the tables say they are made by
+    assert f"--configfile {own.relative_to(project.folder)}`" in missing
+    again = project.run(*command[:-1], str(own), "--dry-run", **OFFLINE)
+    assert again.returncode == 0 and "Nothing to be done" in again.stdout
+
     strict = project.run(*command, "--config", "require_data=true", **OFFLINE)
     assert strict.returncode != 0 and "data not available" in strict.stdout
     assert jobs(strict.stdout).get("train", 0) == 0
