@@ -77,14 +77,15 @@ def _section(
     """A table as in results/tables, and its figures."""
     empty = "data not available" if tried else "no result"
     table = tables.build_table(protocol, task, results, empty)
-    frames = typesetting.page_frames(protocol, task, table, results)
+    made = typesetting.origins(protocol, task, results)
+    frames = typesetting.page_frames(protocol, task, table, results, made)
     entry = TASKS[task]
     return {
         "id": task,
         "title": f"Table {entry.table}: {task}",
         "notices": [f"Data not available. Sources tried: {'; '.join(tried)}."] if tried else [],
         "tables": [_html(frame) for frame in frames],
-        "meaning": typesetting.meaning(protocol, task, results),
+        "meaning": typesetting.meaning(task, made),
         "notes": typesetting.notes(table),
         "figures": _figures(protocol, task, table, results),
     }

@@ -54,19 +54,20 @@ def write_tables(
     if shipped(protocol.protocol) != protocol:
         with atomic_path(out / OWN_PROTOCOL) as path:
             path.write_text(yaml.safe_dump(protocol.model_dump(), sort_keys=False))
-    written = []
+    made_by, written = command(protocol, out), []
     for task in tasks or protocol.tasks:
         tried = (unavailable or {}).get(task, [])
         table = build_table(protocol, task, results, "data not available" if tried else "no result")
         notices = [protocol.notice] if protocol.notice else []
         if tried:
             notices.append(f"DATA NOT AVAILABLE. Sources tried: {'; '.join(tried)}.")
+        made = origins(protocol, task, results)
         page = Page(
             title=_title(protocol, task),
             notices=notices,
-            command=command(protocol, out),
-            frames=page_frames(protocol, task, table, results),
-            meaning=meaning(protocol, task, results),
+            command=made_by,
+            frames=page_frames(protocol, task, table, results, made),
+            meaning=meaning(task, made),
             notes=[f"[{k}] {note}" for k, note in enumerate(notes(table), 1)],
         )
         stem = out / f"table{TASKS[task].table}"
@@ -186,12 +187,11 @@ def origins(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
 
 
 def page_frames(
-    protocol: ProtocolConfig, task: str, table: pd.DataFrame, results: Path
+    protocol: ProtocolConfig, task: str, table: pd.DataFrame, results: Path, made: pd.DataFrame
 ) -> list[pd.DataFrame]:
-    """What a page shows of a table, as far as it has rows: `wide`, `long`, `by_setting`,
-    `origins`."""
-    details = (by_setting, origins)
-    frames = [wide(table), long(table), *(part(protocol, task, results) for part in details)]
+    """What a page shows of a table, as far as it has rows: `wide`, `long`, `by_setting`, and
+    `made`, the `origins`."""
+    frames = [wide(table), long(table), by_setting(protocol, task, results), made]
     return [frame for frame in frames if len(frame)]
 
 
@@ -255,8 +255,9 @@ def _title(protocol: ProtocolConfig, task: str) -> str:
     return f"Table {entry.table}: {task} ({metrics}), protocol {protocol.protocol}"
 
 
-def meaning(protocol: ProtocolConfig, task: str, results: Path) -> str:
-    """What a cell of the task's table is, what an interval, and what runs stand in one column."""
+def meaning(task: str, made: pd.DataFrame) -> str:
+    """What a cell of the task's table is, what an interval, and what runs stand in one column, if
+    `made` are its `origins`."""
     if all(len(settings) == 1 for settings in TASKS[task].columns.values()):
         text = (
             "Mean ± sample standard deviation over seeds (seeds found/planned). 95 % t-intervals "
@@ -269,9 +270,8 @@ def meaning(protocol: ProtocolConfig, task: str, results: Path) -> str:
             "all folds are there; folds share training samples, so an interval describes them and "
             "is no test."
         )
-    found = origins(protocol, task, results)
-    if len(found) and found["model"].duplicated().any():
-        mixed = ", ".join(found.loc[found["model"].duplicated(), "model"].unique())
+    if len(made) and made["model"].duplicated().any():
+        mixed = ", ".join(made.loc[made["model"].duplicated(), "model"].unique())
         text += f" Columns pool runs of different processors or precisions, those of {mixed}."
     return text
 

@@ -27,7 +27,14 @@ from pdo.mixing import (
     stacked,
     unstacked,
 )
-from pdo.operators import Terms, adjoint_matrix, derivative_matrix, term_rows, terms_of_input
+from pdo.operators import (
+    Terms,
+    adjoint_matrix,
+    derivative_matrix,
+    derivative_rows,
+    term_rows,
+    terms_of_input,
+)
 from pdo.sparse import SparseOperator
 from pdo.stencils import Stencil
 
@@ -56,7 +63,7 @@ class Derivatives(Neighbourhood):
     def __init__(
         self, stencil: Stencil, h: float, listed: Terms, input_orders: int, n_vertices: int
     ) -> None:
-        forth = [sum(term_rows(m, t) for t in found) for m, found in enumerate(listed)]
+        forth = [derivative_rows(m, found) for m, found in enumerate(listed)]
         modes = [terms_of_input(listed, n) for n in range(input_orders + 1)]
         back = [sum(term_rows(m, t) for m, _, t in found) for found in modes]
         matrix = _by_vertex(derivative_matrix(stencil, h, listed, input_orders, n_vertices), forth)
@@ -119,7 +126,8 @@ def derive_and_mix(
     v, n, c, b = x.shape
     if kernels.apply_to(x):
         widens = weights[0].shape[1] > c
-        learned = matrices if widens else derivatives.adjoint(weights)
+        adjoint = torch.is_grad_enabled() and not widens
+        learned = derivatives.adjoint(weights) if adjoint else matrices
         fixed = [w.detach() for w in matrices]
         y = _DeriveAndMix.apply(x, derivatives, fixed, widens, dtype, *learned)
     else:

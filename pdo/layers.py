@@ -20,7 +20,7 @@ from pdo.fields import check_field
 from pdo.frames import default_frames
 from pdo.local import FieldOperator
 from pdo.mesh import Icosphere
-from pdo.operators import all_terms, term_rows, transport_matrix
+from pdo.operators import all_terms, derivative_rows, transport_matrix
 from pdo.precision import compute_dtype, full_precision
 from pdo.stencils import (
     SMOOTHED,
@@ -96,7 +96,7 @@ class PDOConv(nn.Module):
         self.weights = nn.ParameterList()
         for m, found in enumerate(listed):
             # order 0: real weights, one for each real row
-            count = sum(term_rows(0, t) for t in found) if m == 0 else len(found)
+            count = derivative_rows(0, found) if m == 0 else len(found)
             fan_in = (1 if m == 0 else 2) * count * in_fields
             shape = (count, out_fields, in_fields) if m == 0 else (2, count, out_fields, in_fields)
             self.weights.append(nn.Parameter(torch.randn(shape) * math.sqrt(2 / fan_in)))

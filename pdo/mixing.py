@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pdo.operators import Terms, term_rows, terms_of_input
+from pdo.operators import Terms, derivative_rows, term_rows, terms_of_input
 
 
 def real_weights(w: Tensor) -> Tensor:
@@ -36,7 +36,9 @@ class AdjointWeights(nn.Module):
 
     def __init__(self, listed: Terms, input_orders: int) -> None:
         super().__init__()
-        tables = [self._numbers(listed, n) for n in range(input_orders + 1)]
+        sizes = [derivative_rows(m, found) for m, found in enumerate(listed)]
+        starts = 1 + np.cumsum([0, *sizes])
+        tables = [self._numbers(listed, n, starts) for n in range(input_orders + 1)]
         numbers = np.concatenate([table.ravel() for table in tables])
         self.shapes = [table.shape for table in tables]
         self.register_buffer("index", torch.from_numpy(abs(numbers) - 1), persistent=False)
@@ -44,15 +46,13 @@ class AdjointWeights(nn.Module):
         self.register_buffer("sign", sign, persistent=False)
 
     @staticmethod
-    def _numbers(listed: Terms, n: int) -> np.ndarray:
+    def _numbers(listed: Terms, n: int, starts: np.ndarray) -> np.ndarray:
         """(parts, R_n): which of all the weights' real blocks (C_out, C_in), counted from 1, stands
-        where, negative if with the other sign."""
-        sizes = [sum(term_rows(m, t) for t in found) for m, found in enumerate(listed)]
-        starts = 1 + np.cumsum([0, *sizes])
+        where, negative if with the other sign. starts: the first of each output order."""
         blocks = []
         for m, i, term in terms_of_input(listed, n):
             if m == 0:
-                re = starts[0] + sum(term_rows(0, t) for t in listed[0][:i])
+                re = starts[0] + derivative_rows(0, listed[0][:i])
                 im = re + 1
             else:
                 re = starts[m] + i

@@ -70,6 +70,11 @@ def term_rows(m: int, term: Term) -> int:
     return 1 if m == term.n == 0 else 2
 
 
+def derivative_rows(m: int, found: Sequence[Term]) -> int:
+    """Real rows of some terms of output order m at a vertex."""
+    return sum(term_rows(m, term) for term in found)
+
+
 def terms_of_input(listed: Terms, n: int) -> list[tuple[int, int, Term]]:
     """The terms that read mode n: output order, place in its list, and the term."""
     return [(m, i, t) for m, row in enumerate(listed) for i, t in enumerate(row) if t.n == n]

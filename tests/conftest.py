@@ -10,6 +10,7 @@ import torch
 from bench.config import RunConfig, parse_protocol, planned_runs
 from data_prep.spherical_mnist import prepare
 from data_prep.synthetic_digits import synthetic_digits
+from pdo.precision import default_dtype
 
 N_TRAIN, N_TEST = 120, 40
 
@@ -40,9 +41,8 @@ def tiny_run(model: str = "UGSCNN", setting: str = "N", seed: int = 0, **train) 
 @pytest.fixture
 def float64() -> Iterator[None]:
     """Operators are rounded to the default type when they are built, so `.double()` is too late."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.float64):
+        yield
 
 
 @pytest.fixture(scope="session")

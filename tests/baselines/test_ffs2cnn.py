@@ -22,14 +22,15 @@ from baselines.ffs2cnn import (
     live_products,
 )
 from baselines.harmonics import soft_points, wigner
+from pdo.precision import default_dtype
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.fixture(scope="module")
 def product() -> CGProduct:
-    torch.set_default_dtype(torch.float64)
-    return CGProduct()
+    with default_dtype(torch.float64):
+        return CGProduct()
 
 
 def product_channels(channels: list[int]) -> list[int]:

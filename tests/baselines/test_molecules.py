@@ -16,6 +16,7 @@ from baselines.pdo_molecules import MoleculePDOeS2CNN
 from baselines.s2cnn_molecules import Lift, Lower, MoleculeS2CNN
 from data_prep.grids import grid_points
 from pdo.frames import icosahedral_rotations
+from pdo.precision import default_dtype
 
 RADIUS = 0.913
 NETWORKS = {
@@ -28,9 +29,8 @@ PARAMS = ["PDO-eS2CNN", "FFS2CNN", pytest.param("S2CNN", marks=pytest.mark.slow)
 
 @pytest.fixture(autouse=True, scope="module")
 def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.float64):
+        yield
 
 
 @pytest.fixture(scope="module", params=PARAMS)

@@ -126,11 +126,13 @@ def test_what_a_table_says_of_its_intervals_and_its_runs(tmp_path, protocol, fol
     of_molecules, runs = folds
     for run in runs:
         put(tmp_path, run)
-    said = meaning(of_molecules, "qm7", tmp_path)
+    said = meaning("qm7", origins(of_molecules, "qm7", tmp_path))
     assert "folds share training samples" in said and "pool" not in said
     put(tmp_path, runs[0], precision="bfloat16")
-    assert meaning(of_molecules, "qm7", tmp_path).endswith("precisions, those of MLP-random-CM.")
-    said = meaning(protocol, "spherical_mnist", tmp_path)
+    assert meaning("qm7", origins(of_molecules, "qm7", tmp_path)).endswith(
+        "precisions, those of MLP-random-CM."
+    )
+    said = meaning("spherical_mnist", origins(protocol, "spherical_mnist", tmp_path))
     assert said.endswith("from three seeds on.") and "folds" not in said
 
 
