@@ -120,8 +120,9 @@ class CoulombMLP(nn.Module):
         """Features, their mean and spread, and mean and standard deviation of the energies (B,).
 
         Raises:
-            ValueError: if there are more features than inputs.
+            ValueError: if there are more features than inputs, or over 23 atoms in a molecule.
         """
+        molecules = molecules.to(self.threshold.device)
         self.mean.copy_(energies.double().mean())
         self.scale.copy_(energies.double().std(correction=0))
         matrices = coulomb_matrices(molecules).to(self.threshold.dtype)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from baselines.clebsch_gordan import clebsch_gordan
 from baselines.harmonics import as_buffer, s2_analysis
+from baselines.inputs import checked
 from pdo.sparse import SparseOperator
 
 DEGREES = 11
@@ -172,9 +173,7 @@ class FragmentNet(nn.Module):
         Raises:
             ValueError: if x is not (batch, channels, 4 b^2).
         """
-        if x.shape[1:] != self.shape:
-            shape = f"(batch, {self.shape[0]}, {self.shape[1]})"
-            raise ValueError(f"FFS2CNN wants an input of shape {shape}, not {tuple(x.shape)}")
+        checked(x, *self.shape, "FFS2CNN")
         parts = torch.einsum("ckp,bip->kibc", self.analysis, x).contiguous()
         return list(torch.view_as_complex(parts).split(self.sizes))
 

@@ -1,5 +1,5 @@
 """FFS2CNN, the Clebsch-Gordan net, for atomization energies (Kondor, Lin, Trivedi, NeurIPS 2018;
-Table 3). The published text leaves degrees and channels open: those here are ours."""
+Table 3). Degrees and channels of the published network are not known to us: those here are ours."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from baselines.charts import LEFT, POLES, UP, Atlas
+from baselines.inputs import checked
 from baselines.operator_conv import OperatorConv
 from pdo.frames import east_north_frames
 
@@ -151,8 +152,6 @@ class HexRUNetC(nn.Module):
 
     def invariants(self, x: Tensor) -> Tensor:
         """The features maximised over the pixels, (batch, 256)."""
-        if x.shape[1:] != (1, self.vertices):
-            shape = f"(batch, 1, {self.vertices})"
-            raise ValueError(f"HexRUNet-C wants an input of shape {shape}, not {tuple(x.shape)}")
+        checked(x, 1, self.vertices, "HexRUNet-C")
         y = self.stem(x[:, 0, self.pixels].T.reshape(-1, 1))
         return self.block2(self.block1(y)).unflatten(0, (-1, len(x))).amax(dim=0)

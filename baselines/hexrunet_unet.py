@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from baselines.charts import Atlas
 from baselines.hexrunet import HexConv, ResBlock, pixels_to_vertices
+from baselines.inputs import checked
 from baselines.operator_conv import OperatorConv
-from baselines.rooms import CHANNELS, LABELS, checked, midpoints
+from baselines.rooms import CHANNELS, LABELS, midpoints
 from pdo.sparse import SparseOperator
 
 
@@ -70,7 +71,7 @@ class HexRUNet(nn.Module):
         self.spread = SparseOperator(pixels_to_vertices(atlases[0]))
 
     def forward(self, x: Tensor) -> Tensor:
-        checked(x, self.vertices, "HexRUNet")
+        checked(x, CHANNELS, self.vertices, "HexRUNet")
         y = self.stem(x[:, :, self.pixels].permute(2, 0, 1).reshape(-1, CHANNELS))
         skips = [y]
         for down in self.downs:

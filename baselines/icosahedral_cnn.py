@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.charts import CORNERS, Atlas
+from baselines.inputs import checked
 
 WIDTHS_AND_STRIDES = ((8, 1), (16, 2), (16, 1), (24, 2), (24, 1), (32, 2), (64, 1))
 """Fields and stride of each convolution."""
@@ -185,10 +186,6 @@ class IcosahedralCNN(nn.Module):
 
     def invariants(self, x: Tensor) -> Tensor:
         """The features maximised over directions and vertices, (batch, 64)."""
-        if x.shape[1:] != (1, self.vertices):
-            shape = f"(batch, 1, {self.vertices})"
-            raise ValueError(
-                f"IcosahedralCNN wants an input of shape {shape}, not {tuple(x.shape)}"
-            )
+        checked(x, 1, self.vertices, "IcosahedralCNN")
         signal = x[:, :, CORNERS:].permute(2, 0, 1)[:, :, None]
         return self.features(signal).amax(dim=(0, 2))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from baselines.charts import CORNERS, Atlas
 from baselines.icosahedral_cnn import FieldNorm, HexGroupConv, Seen, neighbourhoods
-from baselines.rooms import CHANNELS, LABELS, checked
+from baselines.inputs import checked
+from baselines.rooms import CHANNELS, LABELS
 from pdo.mesh import Icosphere
 from pdo.sparse import SparseOperator
 
@@ -111,7 +112,7 @@ class IcosahedralUNet(nn.Module):
         self.spread = SparseOperator(corner_means(atlases[0].mesh))
 
     def forward(self, x: Tensor) -> Tensor:
-        signal = checked(x, self.vertices, "IcosahedralCNN")[:, :, CORNERS:]
+        signal = checked(x, CHANNELS, self.vertices, "IcosahedralCNN")[:, :, CORNERS:]
         y = self.stem(signal.permute(2, 0, 1)[:, :, None])
         skips = [y]
         for down in self.downs:

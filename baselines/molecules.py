@@ -101,8 +101,18 @@ class AtomSum(nn.Module):
             return composition + self.scale * self.psi(features)[:, 0]
 
     def invariants(self, molecules: Molecules) -> Tensor:
-        """Sum of phi over the atoms of each molecule: (B, 150)."""
+        """Sum of phi over the atoms of each molecule: (B, 150).
+
+        Raises:
+            ValueError: if molecules have no signals, or atoms of other elements than `ELEMENTS`.
+        """
         own = molecules.charges[:, None]
+        if molecules.signals is None:
+            raise ValueError("molecules without signals: prepare them on the network's grid")
+        known = torch.isin(own, self.elements)
+        if not known.all():
+            others = own[~known].unique().tolist()
+            raise ValueError(f"atoms of the numbers {others}: only H, C, N, O and S are known")
         signals = molecules.signals / (own * self.elements)[:, :, None]
         invariants = self.atoms(signals).to(signals.dtype)
         with full_precision(invariants):

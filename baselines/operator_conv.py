@@ -30,7 +30,7 @@ class OperatorConv(nn.Module):
         self.arms, self.points = len(operators), operators[0].shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        # The sparse product is memory-bound and in_channels <= out_channels: it goes first.
+        # The sparse product is memory-bound and mostly in_channels <= out_channels: it goes first.
         return self.mix(self.terms_of(x))
 
     def terms_of(self, x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from baselines.rooms import CHANNELS, LABELS, checked
+from baselines.inputs import checked
+from baselines.rooms import CHANNELS, LABELS
 from pdo.activation import FieldNormReLU
 from pdo.layers import PDOConv, Pool, Unpool
 from pdo.mesh import Icosphere
@@ -91,7 +92,7 @@ class PDOUNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        checked(x, self.vertices, "PDO-eS2CNN")
+        checked(x, CHANNELS, self.vertices, "PDO-eS2CNN")
         y = self.act(self.lift(x.permute(2, 1, 0).unsqueeze(1).contiguous()))
         skips = [y]
         for pool, down in zip(self.pools, self.downs, strict=True):

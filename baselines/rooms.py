@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
-from torch import Tensor
 
 from pdo.mesh import Icosphere
 
@@ -12,19 +11,6 @@ CHANNELS = 4
 """Red, green, blue, depth."""
 LABELS = 15
 """13 classes, unknown (0) and missing (14)."""
-
-
-def checked(x: Tensor, points: int, name: str) -> Tensor:
-    """The input, if it has the right shape.
-
-    Raises:
-        ValueError: if it is not (batch, 4, points).
-    """
-    if x.dim() != 3 or x.shape[1:] != (CHANNELS, points):
-        raise ValueError(
-            f"{name} wants an input of shape (batch, {CHANNELS}, {points}), not {tuple(x.shape)}"
-        )
-    return x
 
 
 def midpoints(coarse: Icosphere) -> sparse.csr_array:

@@ -36,11 +36,10 @@ from baselines.harmonics import (
     soft_points,
     stack_degrees,
 )
+from baselines.inputs import MNIST_MEAN, MNIST_STD, checked
 
 MAX_BETA = math.pi / 8
 """Radius of the filters."""
-MEAN, STD = 0.1307, 0.3081
-"""Of the grey levels, by which inputs are standardised: x = (v / 255 - MEAN) / STD."""
 
 
 def near_identity() -> np.ndarray:
@@ -156,10 +155,8 @@ class S2CNN(nn.Module):
 
     def invariants(self, x: Tensor) -> Tensor:
         """The features averaged over SO(3), (batch, 40)."""
-        if x.shape[1:] != (1, self.points):
-            shape = f"(batch, 1, {self.points})"
-            raise ValueError(f"S2CNN wants an input of shape {shape}, not {tuple(x.shape)}")
-        grey = 255 * (STD * x + MEAN)
+        checked(x, 1, self.points, "S2CNN")
+        grey = 255 * (MNIST_STD * x + MNIST_MEAN)
         y = self.conv2(self.conv1(grey).relu_()).relu_()
         return torch.einsum("j,jbc->bc", self.means, y.sum(dim=(0, 1)))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.harmonics import SO3Analysis, SO3Synthesis, as_buffer, quadrature_weights
+from baselines.inputs import checked
 from baselines.molecules import ELEMENTS, AtomSum
 from baselines.s2cnn import S2Conv, SO3Conv
 
@@ -99,9 +100,7 @@ class ResidualS2CNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         points = 4 * BANDWIDTHS[0] ** 2
-        if x.shape[1:] != (len(ELEMENTS), points):
-            shape = f"(batch, {len(ELEMENTS)}, {points})"
-            raise ValueError(f"S2CNN wants an input of shape {shape}, not {tuple(x.shape)}")
+        checked(x, len(ELEMENTS), points, "S2CNN")
         return torch.einsum("j,jbc->bc", self.means, self.blocks(x).sum(dim=(0, 1)))
 
 

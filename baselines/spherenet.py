@@ -17,6 +17,7 @@ import numpy as np
 from scipy import sparse
 from torch import Tensor, nn
 
+from baselines.inputs import checked
 from pdo.sparse import SparseOperator
 
 
@@ -143,8 +144,6 @@ class SphereNet(nn.Module):
         self.head = nn.Linear(coarse**2 * 64, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != (1, self.points):
-            shape = f"(batch, 1, {self.points})"
-            raise ValueError(f"SphereNet wants an input of shape {shape}, not {tuple(x.shape)}")
+        checked(x, 1, self.points, "SphereNet")
         features = self.features(x.permute(2, 0, 1).contiguous())
         return self.head(features.transpose(0, 1).flatten(1))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
+from baselines.inputs import checked
 from baselines.mesh_operators import cotangent_laplacian, east_north_derivatives
 from baselines.normed_linear import normed_linear
 from baselines.operator_conv import OperatorConv
@@ -98,9 +99,7 @@ class UGSCNN(nn.Module):
 
     def invariants(self, x: Tensor) -> Tensor:
         """The features averaged over the vertices, (batch, 256)."""
-        if x.shape[1:] != (1, self.vertices):
-            shape = f"(batch, 1, {self.vertices})"
-            raise ValueError(f"UGSCNN wants an input of shape {shape}, not {tuple(x.shape)}")
+        checked(x, 1, self.vertices, "UGSCNN")
         batch = len(x)
         # Batch norm wants all vertices, but the first block only those of the next mesh.
         conv, norm, _ = self.stem

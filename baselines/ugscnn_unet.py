@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from baselines.rooms import CHANNELS, LABELS, checked
+from baselines.inputs import checked
+from baselines.rooms import CHANNELS, LABELS
 from baselines.ugscnn import MeshConv, ResBlock
 from pdo.mesh import Icosphere
 
@@ -63,7 +64,7 @@ class UGSCNNUNet(nn.Module):
         self.head = MeshConv(meshes[0], features, LABELS)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch = len(checked(x, self.vertices, "UGSCNN"))
+        batch = len(checked(x, CHANNELS, self.vertices, "UGSCNN"))
         y = self.stem(x.permute(2, 0, 1).reshape(-1, CHANNELS))
         skips = [y]
         for down in self.downs:

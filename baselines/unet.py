@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from baselines.rooms import CHANNELS, LABELS, checked
+from baselines.inputs import checked
+from baselines.rooms import CHANNELS, LABELS
 
 
 class UNet(nn.Module):
@@ -22,11 +23,15 @@ class UNet(nn.Module):
     Shapes: (batch, 4, 2 H^2), H = 8 * 2^level -> (batch, 15, 2 H^2).
 
     Raises:
-        ValueError: if an input is not (batch, 4, 2 H^2).
+        ValueError: if `level` is below 1, or an input is not (batch, 4, 2 H^2).
     """
 
     def __init__(self, level: int = 5, features: int = 16) -> None:
         super().__init__()
+        if level < 1:
+            raise ValueError(
+                f"UNet halves its input four times: level must be at least 1, not {level}"
+            )
         self.rows = 8 * 2**level
         f, padding = features, 0 if level >= 5 else 1
         self.encoders = nn.ModuleList(
@@ -53,7 +58,7 @@ class UNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = checked(x, 2 * self.rows**2, "UNet").unflatten(2, (self.rows, -1))
+        x = checked(x, CHANNELS, 2 * self.rows**2, "UNet").unflatten(2, (self.rows, -1))
         skips = []
         for encoder in self.encoders:
             x = encoder(x)

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from scipy.spatial.transform import Rotation
 
+from baselines.inputs import MNIST_MEAN, MNIST_STD
 from bench.config import RunConfig, validated
 from bench.errors import RunError
 from bench.registry import MODELS
-from bench.tasks import MNIST_MEAN, MNIST_STD
 from data_prep.files import write_bytes, write_json
 from data_prep.grids import grid_points
 from pdo.mesh import Icosphere

@@ -24,11 +24,11 @@ import torch
 from scipy.special import sph_harm_y_all
 from torch import Tensor
 
+from baselines.inputs import MNIST_MEAN, MNIST_STD
 from baselines.molecules import Molecules
 from baselines.rooms import CHANNELS
 from bench.errors import ConfigError, RunError
 from bench.seeds import derive
-from bench.tasks import MNIST_MEAN, MNIST_STD
 from bench.tasks_qm7 import in_one_batch
 from data_prep.qm7 import FILE, FOLDS, load_qm7
 from data_prep.room_signals import Quirks, rgbd_signal

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from baselines.inputs import MNIST_MEAN, MNIST_STD
 from bench.config import RunConfig
 from bench.errors import RunError
 from bench.prepared import describe, open_prepared
@@ -17,8 +18,6 @@ from bench.registry import TASKS, columns_of
 from bench.tasks_qm7 import QM7
 from bench.tasks_rooms import Rooms
 from data_prep.spherical_mnist import stratified_subset
-
-MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 
 
 class SphericalMNIST:

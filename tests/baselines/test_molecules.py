@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,6 +177,8 @@ def test_every_parameter_gets_a_gradient(network: tuple[AtomSum, str]) -> None:
     model(batch(PARTS, grid)).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+        if not name.endswith("bias"):  # a batch norm takes the effect of those before it away
+            assert parameter.grad.abs().max() > 0, name
         parameter.grad = None
 
 
@@ -248,6 +251,15 @@ def test_shortcuts_of_the_same_signal_agree() -> None:
     expected = Lift(6, 2, 2)
     nn.init.eye_(expected.mix.weight)
     torch.testing.assert_close(found, expected(lifted[1]).contiguous())
+
+
+def test_molecules_that_it_knows_nothing_of_are_refused(network: tuple[AtomSum, str]) -> None:
+    model, grid = network
+    some = batch(PARTS, grid)
+    with pytest.raises(ValueError, match=r"atoms of the numbers \[9\]: only H, C, N, O and S"):
+        model(replace(some, charges=torch.cat([some.charges[:-1], torch.tensor([9])])))
+    with pytest.raises(ValueError, match="molecules without signals"):
+        model(replace(some, signals=None))
 
 
 @pytest.mark.parametrize("build", [MoleculeS2CNN, MoleculeFFS2CNN])

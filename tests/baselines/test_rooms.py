@@ -67,6 +67,14 @@ def test_one_label_a_point_at_every_level(network, level):
         assert model(x).shape == (1, 15, x.shape[2])
     with pytest.raises(ValueError, match=r"wants an input of shape \(batch, 4, "):
         model(x[:, :3])
+    with pytest.raises(ValueError, match="batch > 0, not"):
+        model(x[:0])
+
+
+@pytest.mark.parametrize("network", [UNet, UGSCNNUNet, HexRUNet, IcosahedralUNet])
+def test_levels_with_nothing_to_coarsen_are_refused(network):
+    with pytest.raises(ValueError, match="level"):
+        network(0)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from scipy.special import eval_legendre
 from torch import nn
 
 from baselines.coulomb_mlp import CoulombMLP
+from baselines.inputs import MNIST_MEAN, MNIST_STD
 from baselines.molecules import ELEMENTS
 from bench.certificate import warm_up
 from bench.equivariance import certify
@@ -26,7 +27,6 @@ from bench.rotated_signals import (
     rooms,
 )
 from bench.seeds import derive
-from bench.tasks import MNIST_MEAN, MNIST_STD
 from bench.tasks_qm7 import in_one_batch
 from data_prep.grids import grid_points
 from data_prep.room_signals import Quirks, haar_rotation, prepare
