@@ -1,4 +1,4 @@
-# docker build -t pdo-sphere . && docker run --rm -v "$PWD/results:/home/pdo/pdo-sphere/results" \
+# docker build -t pdo-sphere . && mkdir -p data results && docker run --rm -v "$PWD/results:/home/pdo/pdo-sphere/results" \
 #     -v "$PWD/data:/home/pdo/pdo-sphere/data" pdo-sphere
 # The environment is what `make env` makes from the lock file; what runs is `make all`. See docs/scaling.md.
 FROM python:3.11-slim

@@ -15,6 +15,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+def _at_most(data: Strict, **there: int) -> None:
+    """Raises ValueError where more samples are asked for than there are: a run of all of them would
+    go by another number."""
+    for name, number in there.items():
+        if (getattr(data, name) or 0) > number:
+            raise ValueError(f"{name}: there are {number:,} at most")
+
+
 class DigitData(Strict):
     """Which digits on the sphere a run sees."""
 
@@ -37,9 +45,11 @@ class DigitData(Strict):
     seed: int = Field(0, ge=0, description="of rotations, validation split and subsets")
 
     @model_validator(mode="after")
-    def _synthetic_digits_are_counted(self) -> DigitData:
+    def _as_many_as_there_are(self) -> DigitData:
         if self.source == "synthetic" and None in (self.n_train, self.n_test):
             raise ValueError("source synthetic needs n_train and n_test: digits to be generated")
+        if self.source == "mnist":
+            _at_most(self, n_train=60_000, n_test=10_000)
         return self
 
     def folder(self, grid: str) -> str:
@@ -80,6 +90,12 @@ class MoleculeData(Strict):
         "index", description="leave an atom out of its own sphere, or of the nearest (released)"
     )
     seed: int = Field(0, ge=0, description="of validation split, subsets and synthetic molecules")
+
+    @model_validator(mode="after")
+    def _as_many_as_there_are(self) -> MoleculeData:
+        if self.source == "qm7":
+            _at_most(self, n_train=5732, n_test=1433)
+        return self
 
     def folder(self, grid: str) -> str:
         """Where the prepared signals stand, below the data folder."""

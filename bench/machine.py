@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
+from pathlib import Path
+
+OWN_GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def processors() -> int:
@@ -15,8 +19,21 @@ def processors() -> int:
 
 
 def memory_gb() -> float:
-    """Physical memory in GiB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    """Memory in GiB: physical, or what a container or a batch job (control groups of Linux, version
+    2) leaves of it."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_group_limits()]) / 2**30
+
+
+def _group_limits() -> list[int]:
+    """Bytes that this process's control group, and those above it, allow."""
+    if not OWN_GROUP.exists():
+        return []
+    own = re.search(r"^0::(/.*)$", OWN_GROUP.read_text(), re.MULTILINE)
+    folder = GROUPS / own[1].lstrip("/") if own else GROUPS
+    files = [at / "memory.max" for at in (folder, *folder.parents)]
+    said = [file.read_text().strip() for file in files if file.exists()]
+    return [int(text) for text in said if text != "max"]
 
 
 def peak_memory_gb() -> float:

@@ -57,7 +57,10 @@ def git_state() -> dict[str, Any]:
     """Commit of the source tree, and whether tracked files differ from it; None outside git."""
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
+        try:
+            done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
+        except FileNotFoundError:  # no git on this machine
+            return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     status = git("status", "--porcelain", "--untracked-files=no")

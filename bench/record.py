@@ -47,10 +47,10 @@ def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
         folder = target / "runs" / Path(run.key).relative_to(protocol.protocol)
         folder.mkdir(parents=True, exist_ok=True)
         weights = ["weights.safetensors"] if keeps_weights(run) else []
-        for name in (*tracking.RUN_FILES, *weights):
-            source = results / "runs" / run.key / name
-            if source.exists():
-                shutil.copy2(source, folder / name)
+        sources = [results / "runs" / run.key / name for name in (*tracking.RUN_FILES, *weights)]
+        copies = [shutil.copy2(path, folder / path.name) for path in sources if path.exists()]
+        for stale in set(folder.iterdir()) - set(copies):  # of a run that was recorded before
+            stale.unlink()
         folders.append(folder)
     tasks = [task for task in protocol.tasks if (target / "runs" / task).is_dir()]
     with recorded_runs(results, protocol.protocol) as kept:

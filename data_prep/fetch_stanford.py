@@ -183,8 +183,10 @@ def extract(archive: Path, area: str, folder: Path) -> None:
             for member in tar:
                 match = wanted.fullmatch(member.name)
                 if match and member.isfile():
-                    member.name = match[1]
-                    tar.extract(member, partial, filter="data")
+                    path = partial / match[1]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with tar.extractfile(member) as source, path.open("wb") as file:
+                        shutil.copyfileobj(source, file)
                     count += 1
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{archive} is damaged ({error}): delete it and fetch again") from error
