@@ -1,5 +1,6 @@
 """Small prepared data and runs that every test may use."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from data_prep.synthetic_digits import synthetic_digits
 from pdo.precision import default_dtype
 
 N_TRAIN, N_TEST = 120, 40
+
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # the user's server is not for runs of tests
+os.environ |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # nor a proxy for our own servers
 
 
 def tiny_protocol(**changes) -> dict:
@@ -36,6 +40,16 @@ def tiny_run(model: str = "UGSCNN", setting: str = "N", seed: int = 0, **train) 
     tree["tasks"]["spherical_mnist"]["train"] |= train
     runs = planned_runs(parse_protocol(tree))
     return next(r for r in runs if (r.model, r.setting, r.seed) == (model, setting, seed))
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was(monkeypatch) -> Iterator[None]:
+    """What a command or a training asks of the whole process ends with the test."""
+    monkeypatch.setattr("bench.__main__._keep_freed_memory", lambda: None)
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
 
 
 @pytest.fixture

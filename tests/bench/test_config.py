@@ -281,6 +281,24 @@ def test_synthetic_digits_need_their_numbers():
         parse_protocol(tree)
 
 
+def test_no_more_samples_than_there_are():
+    """Or a run of all of them would go by another number."""
+    for task, name, there in (
+        ("spherical_mnist", "n_train", 60_000),
+        ("spherical_mnist", "n_test", 10_000),
+        ("qm7", "n_train", 5_732),
+        ("qm7", "n_test", 1_433),
+    ):
+        tree = {"protocol": "many", "tasks": {task: {"data": {name: there}}}}
+        parse_protocol(tree)
+        tree["tasks"][task]["data"][name] = there + 1
+        with pytest.raises(ConfigError, match=f"{name}: there are {there:,} at most"):
+            parse_protocol(tree)
+    tree = {"protocol": "many", "tasks": {"qm7": {"model": {"S2CNN": {"n_train": 9999}}}}}
+    with pytest.raises(ConfigError, match="n_train: there are 5,732 at most"):
+        planned_runs(parse_protocol(tree))
+
+
 def test_a_file_of_config_holds_the_protocol_of_its_name(monkeypatch, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text((CONFIG / "ablation.yaml").read_text())

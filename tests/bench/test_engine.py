@@ -17,7 +17,7 @@ import yaml
 from bench import checkpoint, engine
 from bench.engine import Interrupted, learning_rate, steps_per_epoch, train
 from bench.errors import RunError
-from bench.provenance import provenance
+from bench.provenance import git_state, provenance
 from bench.tasks import SphericalMNIST
 from tests.conftest import N_TRAIN, tiny_run
 
@@ -46,6 +46,11 @@ def stop_after(monkeypatch, steps: int) -> None:
         return batch(self, name, positions)
 
     monkeypatch.setattr(SphericalMNIST, "batch", counting)
+
+
+def test_without_git_a_run_says_that_it_knows_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert git_state() == {"git_commit": None, "git_dirty": None}
 
 
 @pytest.mark.parametrize("model", ["UGSCNN", "PDO-eS2CNN-small"])

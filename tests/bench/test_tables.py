@@ -223,6 +223,23 @@ def test_recording_adds_to_what_is_recorded(tmp_path, protocol):
     assert not list((tmp_path / "recorded").glob("*/runs/*/*/*/seed2"))
 
 
+def test_a_recorded_run_is_replaced_whole(tmp_path, protocol):
+    """A run made again that diverged has neither predictions nor weights: those of the run before
+    must not stand beside its provenance. Weights of other networks are kept of one run alone."""
+    kept, other = runs_of(protocol, "UGSCNN", "N")[:2]
+    for run in (kept, other):
+        put(tmp_path, run, value=98.0)
+        for name in ("predictions.npz", "weights.safetensors"):
+            (tmp_path / "runs" / run.key / name).write_bytes(b"first")
+    folders = record(protocol, tmp_path)
+    assert [(folder / "weights.safetensors").exists() for folder in folders] == [True, False]
+    (tmp_path / "runs" / kept.key / "predictions.npz").unlink()
+    (tmp_path / "runs" / kept.key / "weights.safetensors").unlink()
+    record(protocol, tmp_path)
+    assert {path.name for path in folders[0].iterdir()} == {"metrics.json", "provenance.json"}
+    assert (folders[1] / "predictions.npz").exists()
+
+
 def test_files(tmp_path, protocol):
     for run in planned_runs(protocol):
         put(tmp_path, run, value=96.4)

@@ -9,7 +9,7 @@ import torch
 import pdo
 from data_prep.spherical_mnist import haar_rotations, sample_rotated, to_bytes
 from data_prep.synthetic_digits import synthetic_digits
-from pdo.pretrained import FOLDER
+from pdo.pretrained import BATCH, FOLDER
 
 NAME = "pdo-es2cnn-small-mnist"
 DIGITS = synthetic_digits(1, 30, seed=1)
@@ -51,6 +51,15 @@ def test_raw_signals_are_normalised_as_in_training(classifier):
     with torch.no_grad():
         want = classifier.network((x[:, None].float() / 255 - 0.1307) / 0.3081).softmax(dim=1)
     torch.testing.assert_close(classifier.predict(x.numpy().astype(np.uint8))[1], want)
+
+
+def test_more_signals_than_a_batch(classifier):
+    """Each is classified by itself, and in its place."""
+    x = signals(classifier, np.repeat(np.eye(3)[None], 30, axis=0))
+    few, many = classifier.predict(x), classifier.predict(np.tile(x, (3, 1)))
+    assert BATCH < 90 == len(many[0])
+    assert torch.equal(many[0], few[0].repeat(3))
+    torch.testing.assert_close(many[1], few[1].repeat(3, 1))
 
 
 def test_predicting_leaves_modes_and_statistics_alone(classifier, monkeypatch):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import RunConfig
-from data_prep import fetch_stanford, qm7
-
 ROOT = Path(__file__).parents[2]
 TEST = ("protocol=test",)
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+OFFLINE = {"PDO_DATA_MIRROR": "", **dict.fromkeys(PROXIES, "http://127.0.0.1:9")}
+"""No mirror, and a proxy at which nobody listens for a network."""
 
 
 class Project:
@@ -39,6 +39,10 @@ class Project:
         who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
         self._git(self.folder, *who, "commit", "--quiet", "--message", "test")
 
+    def restore(self) -> None:
+        """Undo what was changed in committed files."""
+        self._git(self.folder, "checkout", "--quiet", "--", ".")
+
     @staticmethod
     def _git(folder: Path, *arguments: str) -> str:
         command = ["git", "-C", folder, *arguments]
@@ -63,10 +67,10 @@ class Project:
         )
 
     def snakemake(
-        self, *arguments: str, config: tuple[str, ...] = TEST
+        self, *arguments: str, config: tuple[str, ...] = TEST, **more: str
     ) -> subprocess.CompletedProcess:
         """The test protocol, unless `config` (key=value pairs) says otherwise."""
-        return self.run("snakemake", "--cores", "2", *arguments, "--config", *config)
+        return self.run("snakemake", "--cores", "2", *arguments, "--config", *config, **more)
 
 
 def jobs(output: str) -> dict[str, int]:
@@ -75,13 +79,12 @@ def jobs(output: str) -> dict[str, int]:
     return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
 
 
-def with_data(runs: list[RunConfig]) -> list[RunConfig]:
-    """Those whose data can be had in a clean copy, here and now."""
-    missing = {
-        "qm7": qm7.why_not_available("nowhere"),
-        "stanford_2d3ds": fetch_stanford.why_not_available("nowhere", accept_terms=False),
-    }
-    return [run for run in runs if not missing.get(run.task)]
+def with_qm7(folder: Path) -> dict[str, str]:
+    """The environment where nothing but QM7 can be had, from a mirror in `folder`."""
+    mirror = folder / "mirror"
+    mirror.mkdir(exist_ok=True)
+    (mirror / "qm7.npz").write_bytes(b"there")
+    return OFFLINE | {"PDO_DATA_MIRROR": str(mirror)}
 
 
 @pytest.fixture(scope="module")

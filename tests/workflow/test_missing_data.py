@@ -1,13 +1,11 @@
-"""QM7 and 2D-3D-S cannot be had: no mirror, and a proxy at which nobody listens for a network."""
+"""QM7 and 2D-3D-S cannot be had."""
 
 import pytest
 
-from tests.workflow.conftest import jobs
+from tests.workflow.conftest import OFFLINE, jobs, with_qm7
 
 pytestmark = pytest.mark.slow
 
-PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-OFFLINE = {"PDO_DATA_MIRROR": "", **dict.fromkeys(PROXIES, "http://127.0.0.1:9")}
 PROTOCOL = """
 protocol: offline
 seeds: 1
@@ -48,8 +46,5 @@ def test_other_tables_are_made_and_the_exit_status_is_the_protocols_choice(proje
     assert (tables / "table1.md").exists() and (tables / "table3.md").exists()
     assert not (project.folder / "results/mlflow.db").exists()  # tracking: false
 
-    mirror = project.folder / "mirror"
-    mirror.mkdir()
-    (mirror / "qm7.npz").write_bytes(b"there")
-    planned = project.run(*command, "--dry-run", **(OFFLINE | {"PDO_DATA_MIRROR": str(mirror)}))
+    planned = project.run(*command, "--dry-run", **with_qm7(project.folder))
     assert planned.returncode == 0 and "tables" in jobs(planned.stdout)  # Table 3 is out of date

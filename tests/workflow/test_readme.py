@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import yaml
+from PIL import Image
 
 from data_prep.synthetic_digits import synthetic_digits
 from tests.workflow.conftest import ROOT
@@ -15,7 +16,7 @@ COMMANDS = [
     line
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
-] + re.findall(r"`(snakemake --cores 1 [^`]+)`", README)
+] + re.findall(r"`((?:snakemake --cores|python -m bench) [^`]+)`", README)
 
 
 def test_the_two_commands_come_first():
@@ -64,6 +65,13 @@ def test_every_command_works(project):
     small["tasks"]["synthetic_rooms"]["models"] = ["UGSCNN", "PDO-eS2CNN"]
     for protocol in ("default", "test"):
         (config / f"{protocol}.yaml").write_text(yaml.safe_dump(small | {"protocol": protocol}))
+    image = synthetic_digits(n_train=1, n_test=1).test_images[0]
+    Image.fromarray(image).save(project.folder / "FILE.png")
+    # Or `make` would install anew, in the environment of these tests.
+    ready = project.folder / ".venv/.ready"
+    for name in ("requirements.lock", "requirements-torch.txt"):
+        newer = ready.exists() and ready.stat().st_mtime >= (ROOT / name).stat().st_mtime
+        assert newer, f"the environment is not that of {name}: run `make env`"
     for command in COMMANDS:
         done = project.run("bash", "-c", command, PYTEST_ADDOPTS="--collect-only")
         assert done.returncode == 0, f"{command}\n{done.stdout}"
@@ -73,4 +81,6 @@ def test_every_command_works(project):
             assert (project.folder / "results/runs/default").is_dir()
             again = project.run("make", "all")
             assert again.returncode == 0 and "Nothing to be done" in again.stdout
+    again = project.snakemake("all", "-n", "--workflow-profile", "profiles/cpu")
+    assert again.returncode == 0 and "Nothing to be done" in again.stdout
     assert shutil.which("snakemake", path=f"{project.folder}/.venv/bin")
