@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
+from bench.__main__ import main
 from bench.tracking import sync, track, tracking_uri
 
 MODEL = ("paper", "spherical_mnist", "pdo_spectral")
@@ -345,6 +346,18 @@ def test_sync_names_the_run_that_it_cannot_read(tmp_path):
     (tmp_path / "runs" / KEY / "config.yaml").unlink()
     with pytest.raises(ValueError, match=r"N_R/seed0 cannot be read .*config\.yaml"):
         sync(tmp_path)
+
+
+def test_the_command_says_that_the_tracker_is_dead(tmp_path, capsys):
+    """In one line; `--lenient`, which Snakemake calls after the tables, is no failure."""
+    write_run(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(b"not a database" * 1000)
+    outcome = tmp_path / "tracking.txt"
+    for options, status in (([], 1), (["--lenient", str(outcome)], 0)):
+        assert main(["sync", "--results", str(tmp_path), *options]) == status
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith("MLflow could not be synced: ") and "not a database" in said
+    assert outcome.read_text() == f"{said}\n"
 
 
 # --- many at once ----------------------------------------------------------------------------
