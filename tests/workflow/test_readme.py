@@ -16,7 +16,7 @@ COMMANDS = [
     line
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
-] + re.findall(r"`((?:snakemake --cores|python -m bench) [^`]+)`", README)
+] + re.findall(r"`((?:snakemake --cores 1|python -m bench) [^`]+)`", README)
 
 
 def test_the_two_commands_come_first():
