@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pdo.mesh import MAX_LEVEL
 
+MNIST_TRAIN, MNIST_TEST = 60_000, 10_000
+QM7_MOLECULES = 7_165
+"""A fifth of them is tested on."""
+
 
 class Strict(BaseModel):
     """No unknown keys, no changes, and defaults are checked as well."""
@@ -49,7 +53,7 @@ class DigitData(Strict):
         if self.source == "synthetic" and None in (self.n_train, self.n_test):
             raise ValueError("source synthetic needs n_train and n_test: digits to be generated")
         if self.source == "mnist":
-            _at_most(self, n_train=60_000, n_test=10_000)
+            _at_most(self, n_train=MNIST_TRAIN, n_test=MNIST_TEST)
         return self
 
     def folder(self, grid: str) -> str:
@@ -94,7 +98,7 @@ class MoleculeData(Strict):
     @model_validator(mode="after")
     def _as_many_as_there_are(self) -> MoleculeData:
         if self.source == "qm7":
-            _at_most(self, n_train=5732, n_test=1433)
+            _at_most(self, n_train=QM7_MOLECULES * 4 // 5, n_test=QM7_MOLECULES // 5)
         return self
 
     def folder(self, grid: str) -> str:

@@ -29,8 +29,10 @@ def _group_limits() -> list[int]:
     """Bytes that this process's control group, and those above it, allow."""
     if not OWN_GROUP.exists():
         return []
-    own = re.search(r"^0::(/.*)$", OWN_GROUP.read_text(), re.MULTILINE)
-    folder = GROUPS / own[1].lstrip("/") if own else GROUPS
+    own = re.search(r"^0::/(.*)$", OWN_GROUP.read_text(), re.MULTILINE)
+    if own is None:  # version 1
+        return []
+    folder = GROUPS / own[1]
     files = [at / "memory.max" for at in (folder, *folder.parents)]
     said = [file.read_text().strip() for file in files if file.exists()]
     return [int(text) for text in said if text != "max"]

@@ -53,6 +53,12 @@ def torch_as_it_was(monkeypatch) -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread() -> None:
+    """As in training."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
 def float64() -> Iterator[None]:
     """Operators are rounded to the default type when they are built, so `.double()` is too late."""
     with default_dtype(torch.float64):

@@ -55,9 +55,14 @@ def moved_by_symmetries(model: nn.Module, level: int) -> tuple[float, float]:
 
 
 def assert_every_parameter_learns(model: nn.Module, level: int) -> None:
-    """Biases before a batch norm have no gradient by nature, so they are left out."""
     F.cross_entropy(model(signals(4, level)), torch.arange(4)).backward()
+    assert_gradients(model, above=1e-6)
+
+
+def assert_gradients(model: nn.Module, above: float = 0) -> None:
+    """Every parameter has a finite gradient, and one with an effect: larger than `above`. Biases
+    before a batch norm have none by nature, so biases may be without."""
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
         if not name.endswith("bias"):
-            assert parameter.grad.abs().max() > 1e-6, name
+            assert parameter.grad.abs().max() > above, name

@@ -24,10 +24,7 @@ from tests.conftest import N_TRAIN, tiny_run
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run_folder(results, run):

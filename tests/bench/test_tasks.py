@@ -92,6 +92,5 @@ def test_subsets_are_drawn_once_for_all_models_and_seeds(tiny_data, tmp_path, n_
 def test_seeds_differ_by_purpose_and_are_stable():
     seeds = {derive(0, "shuffling", k, e) for k in range(3) for e in range(3)}
     assert len(seeds) == 9 and derive(0, "initialisation", 0) not in seeds
-    assert (
-        derive(0, "shuffling", 1, 2) == 3343931501966950786 < 2**63
-    )  # in every process, on every machine
+    # The same in every process, on every machine.
+    assert derive(0, "shuffling", 1, 2) == 3343931501966950786 < 2**63

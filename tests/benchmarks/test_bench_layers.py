@@ -10,16 +10,13 @@ from pdo.direct import to_direct
 from pdo.layers import PDOConv
 from pdo.mesh import Icosphere
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def level(request):
     """The paper's level when times are taken, a small one when they are not."""
     return 4 if request.config.getoption("benchmark_enable") else 2
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=speed.SAMPLES, ids="N={}".format)

@@ -14,6 +14,7 @@ from bench.config import TrainConfig, validated
 from bench.registry import MODELS, TASKS
 from bench.tables import read_claims
 from data_prep.grids import grid_points
+from tests.baselines.helpers import assert_gradients
 
 CARDS = Path(__file__).parents[2] / "baselines" / "cards"
 LEVEL = 3
@@ -120,11 +121,7 @@ def test_output_of_the_right_shape(task, name):
 def test_every_parameter_gets_a_gradient(task, name):
     model = build(task, name).train()
     loss(model(samples(task, name))).backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None, key
-        assert torch.isfinite(parameter.grad).all(), key
-        if not key.endswith("bias"):  # a batch norm takes the effect of those before it away
-            assert parameter.grad.abs().max() > 0, key
+    assert_gradients(model)
 
 
 @all_models

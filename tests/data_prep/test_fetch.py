@@ -51,7 +51,6 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(fetching, "FIRST_WAIT", 0.001)
     server = Server()
     yield server

@@ -86,7 +86,6 @@ def server(monkeypatch):
     digests = {
         area: hashlib.sha256(server.files[f"/area_{area}_no_xyz.tar"]).hexdigest() for area in AREAS
     }
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("PDO_DATA_MIRROR", raising=False)
     monkeypatch.setattr(module, "ARCHIVES", server.address)
     monkeypatch.setattr(module, "LABEL_FILE", server.address)

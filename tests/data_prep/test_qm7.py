@@ -124,7 +124,6 @@ def test_pickled_arrays_are_not_loaded(small):
 
 def test_why_not_available_names_every_source(small, tmp_path, monkeypatch):
     monkeypatch.setattr(qm7, "WEB_FOLDERS", ("http://127.0.0.1:9/data/",))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("PDO_DATA_MIRROR", str(tmp_path))
     mirror, web = why_not_available(tmp_path / "raw")
     assert str(tmp_path) in mirror and "http://127.0.0.1:9/data/qm7.mat: no connection" in web
