@@ -48,7 +48,7 @@ class Certified(NamedTuple):
 
 
 CERTIFIED = {
-    "spherical_mnist": Certified(level=4, signals=100, keys=("source", "legacy_bilinear")),
+    "spherical_mnist": Certified(level=4, signals=100, keys=("source", "edition")),
     "qm7": Certified(
         level=2,
         signals=40,

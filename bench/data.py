@@ -1,16 +1,24 @@
-"""What of a task's data a run sees: the `data` section of each task in a protocol."""
+"""The `data` section of each task in a protocol: which prepared data a run sees.
+
+Each class gives the name of the folder that holds its prepared data (`folder`), and all that the
+card in that folder must say (`card`). A run opens no data whose card says otherwise.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data_prep import mnist, qm7
+from data_prep.synthetic_molecules import synthetic_molecules
 from pdo.mesh import MAX_LEVEL
 
 MNIST_TRAIN, MNIST_TEST = 60_000, 10_000
 QM7_MOLECULES = 7_165
 """A fifth of them is tested on."""
+QUIRKS = ("missing_as_clutter", "black_as_unknown", "missing_depth_far")
+"""Published ways of preparing 2D-3D-S that a protocol may choose."""
 
 
 class Strict(BaseModel):
@@ -43,8 +51,10 @@ class DigitData(Strict):
     rotation_chunk: int = Field(
         1, ge=1, description="images that share one random rotation (the published sets: 500)"
     )
-    legacy_bilinear: bool = Field(
-        False, description="reproduce the sampling bug of the sets published before Nov 2024"
+    edition: Literal["published", "corrected"] = Field(
+        "corrected",
+        description="sampling of the digits: as the sets published before November 2024, whose "
+        "faulty weights reveal which way up a digit was, or with correct bilinear weights",
     )
     seed: int = Field(0, ge=0, description="of rotations, validation split and subsets")
 
@@ -57,13 +67,29 @@ class DigitData(Strict):
         return self
 
     def folder(self, grid: str) -> str:
-        """Where the prepared signals stand, below the data folder."""
+        """Return the folder of the prepared signals, below the data folder."""
         source: str = self.source
         if source == "synthetic":
             source = f"synthetic-{self.n_train}-{self.n_test}"
-        variant = f"-chunk{self.rotation_chunk}" if self.rotation_chunk > 1 else ""
-        variant += "-legacy" if self.legacy_bilinear else ""
-        return f"spherical_mnist/{source}{variant}-seed{self.seed}/{grid}"
+        chunk = f"-chunk{self.rotation_chunk}" if self.rotation_chunk > 1 else ""
+        return f"spherical_mnist/{source}-{self.edition}{chunk}-seed{self.seed}/{grid}"
+
+    def card(self, grid: str) -> dict[str, Any]:
+        """Return the entries that the card of the prepared signals must have."""
+        real = self.source == "mnist"
+        n_train = MNIST_TRAIN if real else self.n_train
+        assert n_train is not None  # a synthetic source has a number
+        held_out = max(1, n_train // 10)
+        test = MNIST_TEST if real else self.n_test
+        return {
+            "source": "MNIST" if real else "synthetic digits",
+            "edition": self.edition,
+            "grid": grid,
+            "rotations": {"kind": "Haar", "images_per_rotation": self.rotation_chunk},
+            "seed": self.seed,
+            "samples": {"train": n_train - held_out, "validation": held_out, "test": test},
+            **({"raw_sha256": mnist.SHA256} if real else {}),
+        }
 
 
 class MoleculeData(Strict):
@@ -102,11 +128,27 @@ class MoleculeData(Strict):
         return self
 
     def folder(self, grid: str) -> str:
-        """Where the prepared signals stand, below the data folder."""
+        """Return the folder of the prepared signals, below the data folder."""
         source: str = self.source
         if source == "synthetic":
             source = f"synthetic-{self.n_synthetic}-seed{self.seed}"
         return f"qm7/{source}-power{self.power}-{self.radius}-{self.self_exclusion}/{grid}"
+
+    def card(self, grid: str) -> dict[str, Any]:
+        """Return the entries that the card of the prepared signals must have."""
+        real = self.source == "qm7"
+        raw = qm7.SHA256 if real else synthetic_molecules(self.n_synthetic, self.seed).sha256
+        signals = {
+            "power": self.power,
+            "radius": self.radius,
+            "self_exclusion": self.self_exclusion,
+        }
+        return {
+            "dataset": "QM7" if real else "synthetic molecules",
+            "raw_sha256": raw,
+            "grid": grid,
+            **({} if grid == "none" else {"signals": signals}),
+        }
 
 
 class RoomData(Strict):
@@ -120,6 +162,11 @@ class RoomData(Strict):
         None, ge=10, description="training panoramas of a fold, validation included; null: all"
     )
     seed: int = Field(0, ge=0, description="of rotations, validation split and synthetic rooms")
+
+    def card(self, grid: str) -> dict[str, Any]:
+        """Return the entries that the card of the prepared signals must have."""
+        quirks = dict.fromkeys(QUIRKS, False)
+        return {"grid": grid, "seed": self.seed, "quirks": {**quirks, "depth_in_metres": False}}
 
 
 class StanfordData(RoomData):
@@ -139,10 +186,15 @@ class StanfordData(RoomData):
     )
 
     def folder(self, grid: str) -> str:
-        """Where the prepared signals stand, below the data folder."""
-        quirks = ("missing_as_clutter", "black_as_unknown", "missing_depth_far")
-        variant = "".join(f"-{quirk}" for quirk in quirks if getattr(self, quirk))
+        """Return the folder of the prepared signals, below the data folder."""
+        variant = "".join(f"-{quirk}" for quirk in QUIRKS if getattr(self, quirk))
         return f"stanford_2d3ds/seed{self.seed}{variant}/{grid}"
+
+    def card(self, grid: str) -> dict[str, Any]:
+        """Return the entries that the card of the prepared signals must have."""
+        common = super().card(grid)
+        chosen = {quirk: getattr(self, quirk) for quirk in QUIRKS}
+        return {**common, "dataset": "Stanford 2D-3D-S", "quirks": common["quirks"] | chosen}
 
 
 class SyntheticRoomsData(RoomData):
@@ -152,5 +204,10 @@ class SyntheticRoomsData(RoomData):
     height: int = Field(256, ge=32, description="rows of a panorama; it has twice as many columns")
 
     def folder(self, grid: str) -> str:
-        """Where the prepared signals stand, below the data folder."""
+        """Return the folder of the prepared signals, below the data folder."""
         return f"synthetic_rooms/{self.n_panoramas}-{self.height}-seed{self.seed}/{grid}"
+
+    def card(self, grid: str) -> dict[str, Any]:
+        """Return the entries that the card of the prepared signals must have."""
+        generated = {"panoramas": self.n_panoramas, "height": self.height, "seed": self.seed}
+        return {**super().card(grid), "dataset": "SyntheticRooms", "generated": generated}

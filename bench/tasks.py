@@ -33,7 +33,7 @@ class SphericalMNIST:
     evaluation_batch = 128
 
     def __init__(self, run: RunConfig, data_root: Path) -> None:
-        folder, card = open_prepared(run, data_root, "spherical-mnist")
+        folder, card = open_prepared(run, data_root)
         self.label_smoothing = run.train.label_smoothing
         split = np.load(folder / "split.npz")
         train_labels = np.load(folder / "train_labels.npy").astype(np.int64)

@@ -31,7 +31,7 @@ class QM7:
     evaluation_batch = 32
 
     def __init__(self, run: RunConfig, data_root: Path) -> None:
-        folder, card = open_prepared(run, data_root, "qm7")
+        folder, card = open_prepared(run, data_root)
         with np.load(folder / "molecules.npz") as file:
             self.first, self.energies = file["first"], file["energies"]
             self.charges, self.positions = file["charges"].astype(np.int64), file["positions"]

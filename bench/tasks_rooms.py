@@ -38,7 +38,7 @@ class Rooms:
         entry = TASKS[run.task]
         self.label_smoothing = run.train.label_smoothing
         self.metric, self.higher_is_better = entry.metric, entry.higher_is_better
-        folder, card = open_prepared(run, data_root, "rooms")
+        folder, card = open_prepared(run, data_root)
         with (folder / "panoramas.csv").open() as file:
             areas = np.array([row["area"] for row in csv.DictReader(file)])
         tested = np.isin(areas, FOLDS[run.setting])

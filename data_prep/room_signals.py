@@ -289,7 +289,10 @@ def _finish(
         "images_sha256": hashlib.sha256(digests.tobytes()).hexdigest(),
         "points": arrays["labels"].shape[1],
         "class_counts": counts,
-        "sha256": {name: sha256_of_file(out / f"{name}.npy") for name in ARRAYS},
+        "sha256": {
+            name: sha256_of_file(out / name)
+            for name in (*(f"{array}.npy" for array in ARRAYS), "panoramas.csv")
+        },
     }
     write_json(out / "card.json", card)
     for name in ("plan.json", "digests.npy"):  # only now: whoever is stopped before that goes on
