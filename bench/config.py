@@ -142,6 +142,11 @@ class ProtocolConfig(Strict):
 
     protocol: str = Field("default", pattern=r"^[a-z][a-z0-9_]*$", description="name, in paths")
     notice: str = Field("", description="printed above its tables")
+    beside: str | None = Field(
+        None,
+        description="protocol in config/ on the other edition of Spherical MNIST, whose results "
+        "stand beside these in Table 1",
+    )
     seeds: int = Field(2, ge=1, description="runs of each model and setting")
     base_seed: int = Field(0, ge=0, description="all other seeds are derived from it")
     tracking: bool = Field(True, description="mirror runs in MLflow")
@@ -208,6 +213,8 @@ def parse_protocol(tree: dict[str, Any]) -> ProtocolConfig:
         ConfigError: one line, with the nearest valid name where a name is unknown.
     """
     protocol = validated(ProtocolConfig, tree)
+    if protocol.beside is not None:
+        protocol_file(protocol.beside)
     for task, config in _tasks(protocol).items():
         for kind, names in (("models", config.models or []), ("settings", config.settings or [])):
             for name in names:

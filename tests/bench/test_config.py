@@ -97,30 +97,45 @@ def run_of(protocol: str, model: str, setting: str) -> config.RunConfig:
     return found
 
 
-def test_nearest_ring_is_the_paper_protocol_but_for_the_stencil():
-    (run,) = planned_runs(load_protocol(CONFIG / "nearest_ring.yaml"))
-    papers = run_of("paper", "PDO-eS2CNN-small", "N")
-    assert run.options == {"stencil": "paper"} and papers.options == {}
-    named = {"protocol": "nearest_ring", "model": "nearest-ring", "options": {"stencil": "paper"}}
-    assert run == papers.model_copy(update=named)
+def test_corrected_is_table_1_of_paper_but_for_the_edition():
+    paper, corrected = (load_protocol(CONFIG / f"{name}.yaml") for name in ("paper", "corrected"))
+    assert (paper.beside, corrected.beside) == ("corrected", "paper")
+    assert list(corrected.tasks) == ["spherical_mnist"]
+    digits = [run for run in planned_runs(paper) if run.task == "spherical_mnist"]
+    assert {run.data.edition for run in digits} == {"published"}
+    for run, other in zip(digits, planned_runs(corrected), strict=True):
+        data = run.data.model_copy(update={"edition": "corrected"})
+        assert other == run.model_copy(update={"protocol": "corrected", "data": data})
 
 
-def test_published_sampling_differs_from_other_protocols_in_the_sampling():
-    small = ("paper", "PDO-eS2CNN-small")
-    beside = {
-        "PDO-eS2CNN-small": (*small, {}),
-        "nearest-ring": (*small, {"stencil": "paper"}),
-        "nearest-ring-subsampled": (*small, {"stencil": "paper", "smooth_pooling": False}),
-        "IcosahedralCNN-12000": ("workstation", "IcosahedralCNN", {}),
-    }
-    runs = planned_runs(load_protocol(CONFIG / "published_sampling.yaml"))
-    assert {(r.model, r.setting) for r in runs} == {(row, s) for row in beside for s in "NR"}
-    for run in runs:
-        protocol, model, options = beside[run.model]
-        plain = run_of(protocol, model, run.setting)
-        faulty = plain.data.model_copy(update={"legacy_bilinear": True})
-        named = {"protocol": "published_sampling", "model": run.model, "options": options}
-        assert run == plain.model_copy(update=named | {"data": faulty})
+@pytest.mark.parametrize(
+    ("row", "protocol", "model", "options"),
+    [
+        ("nearest-ring", "paper", "PDO-eS2CNN-small", {"stencil": "paper"}),
+        (
+            "nearest-ring-subsampled",
+            "paper",
+            "PDO-eS2CNN-small",
+            {"stencil": "paper", "smooth_pooling": False},
+        ),
+        ("IcosahedralCNN-12000", "workstation", "IcosahedralCNN", {}),
+    ],
+)
+def test_variants_of_the_paper_protocol_differ_in_what_their_names_say(
+    row, protocol, model, options
+):
+    row = row if row.startswith(model) else f"{model}-{row}"
+    for setting in "NR":
+        plain = run_of(protocol, model, setting)
+        data = plain.data.model_copy(update={"edition": "published"})
+        named = {"protocol": "paper", "model": row, "options": options, "data": data}
+        assert run_of("paper", row, setting) == plain.model_copy(update=named)
+
+
+def test_beside_names_a_protocol_of_the_other_edition():
+    tree = tiny_protocol(beside="nowhere")
+    with pytest.raises(ConfigError, match=r"unknown protocol 'nowhere'"):
+        parse_protocol(tree)
 
 
 def test_a_variant_is_a_row_of_its_own_with_the_recipe_of_its_network():
