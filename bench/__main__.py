@@ -114,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--rotate", type=int, metavar="SEED", help="a random rotation for each")
     predict.add_argument("--json", action="store_true", help="all numbers")
     released = add("release", _release, "copy recorded networks into the package, pdo/pretrained")
-    for sub in (one, tables, recorded, robust, planned, energies, rooms, report, sync, released):
+    migrated = add("migrate", _migrate, "rename runs of earlier releases")
+    with_results = (one, tables, recorded, robust, planned, energies, rooms, report, sync, released)
+    for sub in (*with_results, migrated):
         sub.add_argument("--results", type=Path, default=Path("results"), help="results folder")
     add("models", _models, "list the registered models")
     add("config", _config, "write config/schema.json and config/reference.yaml")
@@ -307,6 +309,15 @@ def _release(options: argparse.Namespace) -> None:
     from bench.release import release
 
     print(*release(options.results), sep="\n")
+
+
+def _migrate(options: argparse.Namespace) -> None:
+    from bench.migrate import migrate
+
+    renamed = migrate(options.results)
+    for old, new in renamed:
+        print(f"{old} -> {new}" if old != new else f"{old}: new keys")
+    print(f"{len(renamed)} runs renamed")
 
 
 def _models(options: argparse.Namespace) -> None:

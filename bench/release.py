@@ -20,7 +20,7 @@ from pdo.mesh import Icosphere
 from pdo.pretrained import FOLDER
 
 RELEASED = {
-    "pdo-es2cnn-small-mnist": "paper/spherical_mnist/PDO-eS2CNN-small/N/seed0",
+    "pdo-es2cnn-small-mnist": "corrected/spherical_mnist/PDO-eS2CNN-small/N/seed0",
 }
 """Name in the package -> the recorded run it comes from. Another network is one line here."""
 
@@ -79,6 +79,7 @@ def entry(results: Path, name: str, key: str) -> tuple[dict[str, Any], bytes]:
             "points": f"vertices of icosphere level {run.data.level}, turned by the pose",
             "pose": (pose.round(12) + 0).tolist(),
             "projection": provenance["data"]["card"]["projection"],
+            "edition": provenance["data"]["card"]["edition"],
             "scale": 255,
             "mean": MNIST_MEAN,
             "std": MNIST_STD,
