@@ -93,16 +93,16 @@ def training_curves(runs: list[RunConfig], results: Path, colour: Colours) -> Fi
 
 def against_parameters(table: pd.DataFrame, metric: str, colour: Colours) -> Figure | None:
     """Measured metric by number of parameters; the settings of a model stand above each other."""
-    shown = table[(table["metric"] == metric) & table["measured_mean"].notna()]
+    shown = table[(table["metric"] == metric) & table["reproduced_mean"].notna()]
     if shown.empty:
         return None
     plot, axes = _axes()
     markers = dict(zip(shown["setting"].unique(), "os^DvP*X", strict=False))
     for model, rows in shown.groupby("model", sort=False):
-        parameters = rows["params_measured"].astype(float)
-        axes.plot(parameters, rows["measured_mean"], color=colour[model], alpha=0.6, label=model)
+        parameters = rows["params_reproduced"].astype(float)
+        axes.plot(parameters, rows["reproduced_mean"], color=colour[model], alpha=0.6, label=model)
         for x, row in zip(parameters, rows.itertuples(), strict=True):
-            axes.plot(x, row.measured_mean, markers[row.setting], color=colour[model], ms=5)
+            axes.plot(x, row.reproduced_mean, markers[row.setting], color=colour[model], ms=5)
     for setting, marker in markers.items():
         axes.plot([], [], marker, color="0.4", label=setting)
     _by_parameters(axes)
@@ -117,7 +117,7 @@ def upright_against_rotated(
     """What networks trained on upright samples score on upright and on rotated ones; None where
     nothing of the kind was measured."""
     shown = table[table["metric"] == metric].pivot(
-        index="model", columns="setting", values="measured_mean"
+        index="model", columns="setting", values="reproduced_mean"
     )
     shown = shown.reindex(index=list(colour), columns=list(pair)).dropna()
     if shown.empty:

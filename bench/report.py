@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader
 
-from bench import figures, figures_method, tables, typesetting
+from bench import figures, figures_method, frames, tables
 from bench.config import ProtocolConfig, RunConfig, planned_runs
 from bench.figures import Figure
 from bench.registry import TASKS
@@ -77,16 +77,16 @@ def _section(
     """A table as in results/tables, and its figures."""
     empty = "data not available" if tried else "no result"
     table = tables.build_table(protocol, task, results, empty)
-    made = typesetting.origins(protocol, task, results)
-    frames = typesetting.page_frames(protocol, task, table, results, made)
+    made = frames.origins(protocol, task, results)
+    shown = frames.page_frames(protocol, task, table, results, made)
     entry = TASKS[task]
     return {
         "id": task,
         "title": f"Table {entry.table}: {task}",
         "notices": [f"Data not available. Sources tried: {'; '.join(tried)}."] if tried else [],
-        "tables": [_html(frame) for frame in frames],
-        "meaning": typesetting.meaning(task, made),
-        "notes": typesetting.notes(table),
+        "tables": [_html(frame) for frame in shown],
+        "meaning": frames.meaning(task, table, made),
+        "notes": frames.notes(table),
         "figures": _figures(protocol, task, table, results),
     }
 
@@ -99,7 +99,7 @@ def _figures(
     runs = [run for run, metrics in ended if _finished(metrics)]
     if not runs:
         return []
-    entry = TASKS[task]
+    entry, table = TASKS[task], table[table["protocol"] == protocol.protocol]
     colour = figures.colours(list(dict.fromkeys(run.model for run in planned)))
     found = [figures.training_curves(runs, results, colour)]
     if sizes := figures.against_parameters(table, entry.metric, colour):
@@ -169,20 +169,21 @@ def _method(results: Path) -> list[Figure]:
 def _recorded(folder: Path) -> list[dict[str, Any]]:
     """What stands in results/recorded: tables, pictures, and what their pages say in bold."""
     parts: list[dict[str, Any]] = []
+    texts = ("note", "only", "edition", "caveat", "read_in_original")
     for one in sorted(path for path in folder.glob("*") if path.is_dir()):
         shown, notices = [], []
         for path in sorted(one.glob("table*.csv")):
-            frame = pd.read_csv(path, dtype={"note": object, "only": object})
-            frame = frame.fillna({"note": "", "only": ""})
-            counts = {"params_claim": "Int64", "params_measured": "Int64"}
+            frame = pd.read_csv(path, dtype=dict.fromkeys(texts, object))
+            frame = frame.fillna(dict.fromkeys(texts, ""))
+            counts = {"params_reported": "Int64", "params_reproduced": "Int64"}
             frame = frame.astype(counts).assign(empty="no result")
             measured = frame[frame.groupby("model")["n_seeds"].transform("max") > 0]
             if len(measured):
                 shown.append(
                     {
                         "title": f"Table {path.stem.removeprefix('table')}",
-                        "html": _html(typesetting.wide(measured)),
-                        "notes": typesetting.notes(measured),
+                        "html": _html(frames.wide(measured)),
+                        "notes": frames.notes(measured),
                     }
                 )
         for page in sorted(one.glob("table*.md")):

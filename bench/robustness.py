@@ -12,9 +12,9 @@ from bench import figures
 from bench.certificate import certificate
 from bench.config import ProtocolConfig
 from bench.errors import RunError
+from bench.frames import over_runs
 from bench.provenance import git_state, hardware, origin
 from bench.tables import command, finished_runs
-from bench.typesetting import over_runs
 from data_prep.files import atomic_path, write_bytes
 
 TASK = "spherical_mnist"

@@ -1,4 +1,4 @@
-"""The paper's tables: claims beside measurements, built from run folders alone."""
+"""The paper's tables: reported numbers beside reproduced ones, built from run folders alone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pandas as pd
 from scipy import stats
 
 from bench.config import ProtocolConfig, RunConfig, planned_runs, shipped
+from bench.data import DigitData
 from bench.errors import RunError
 from bench.registry import TASKS
 
-CLAIMS = Path(__file__).resolve().parent.parent / "results" / "reference" / "paper_tables.csv"
+REPORTED = Path(__file__).resolve().parent.parent / "results" / "reference" / "paper_tables.csv"
 
 TABLES = Path("results/tables")
 OWN_PROTOCOL = "protocol.yaml"
@@ -24,24 +25,33 @@ OWN_PROTOCOL = "protocol.yaml"
 COLUMNS = [
     "model",
     "setting",
+    "edition",
     "metric",
-    "claim_mean",
-    "claim_std",
-    "measured_mean",
-    "measured_std",
+    "reported_mean",
+    "reported_std",
+    "read_in_original",
+    "reproduced_mean",
+    "reproduced_std",
     "n_seeds",
     "n_planned",
     "ci95_half_width",
-    "params_claim",
-    "params_measured",
+    "params_reported",
+    "params_reproduced",
     "protocol",
     "diverged",
     "only",
     "note",
+    "caveat",
 ]
-"""Of a table's .csv. `n_seeds` counts runs that finished, `diverged` those that did not; `only`
-names the settings (folds) measured so far, where that are not all of the column's; `note` is what a
-reader must know of the claim."""
+"""Columns of a table's .csv.
+
+`edition` is that of Spherical MNIST, empty for other data. `read_in_original` is "no" where nobody
+has read the reported number in its original paper. `n_seeds` counts runs that finished, `diverged`
+those that did not. `only` names the settings (folds) measured so far, where some are missing.
+`note` is a remark on the reported number, `caveat` one on the runs (from their provenance)."""
+
+EDITIONS = ("published", "corrected")
+"""Of Spherical MNIST, in the order of a table's columns."""
 
 METRICS = {
     "accuracy_percent": "accuracy",
@@ -57,10 +67,10 @@ def called(metric: str) -> str:
     return METRICS.get(metric, metric)
 
 
-def read_claims(path: Path = CLAIMS) -> pd.DataFrame:
-    """The published numbers, one row for each table, model, metric and setting (`split`); `note`
-    is what a reader must know of a number, or empty."""
-    return pd.read_csv(path).rename(columns={"split": "setting"}).fillna({"note": ""})
+def read_reported(path: Path = REPORTED) -> pd.DataFrame:
+    """Return the reported numbers, one row for each table, model, metric and setting (`split`)."""
+    frame = pd.read_csv(path, dtype={"read_in_original": object})
+    return frame.rename(columns={"split": "setting"}).fillna({"note": ""})
 
 
 def read_metrics(results: Path, run: RunConfig) -> dict[str, Any] | None:
@@ -106,55 +116,106 @@ def finished_runs(
     return found
 
 
+def by_edition(protocol: ProtocolConfig, task: str) -> dict[str, ProtocolConfig]:
+    """Return the protocols whose runs a table shows, by the edition of their digits.
+
+    One protocol under "" for a task without editions; else the protocol itself and, for the other
+    edition, the one that it names as `beside`.
+    """
+    if not isinstance(protocol.tasks[task].data, DigitData):  # type: ignore[literal-required]
+        return {"": protocol}
+    protocols = [protocol]
+    other = shipped(protocol.beside) if protocol.beside else None
+    if other is not None and task in other.tasks:
+        protocols.append(other)
+    mine = {p.tasks[task].data.edition: p for p in reversed(protocols)}  # type: ignore[literal-required]
+    return {edition: mine[edition] for edition in EDITIONS if edition in mine}
+
+
 def build_table(
     protocol: ProtocolConfig, task: str, results: Path, empty: str = "no result"
 ) -> pd.DataFrame:
-    """COLUMNS and `empty` (why there may be no measurement), one row for each model, and setting
-    and metric of the table that it has. For the statistics see `summarise`."""
-    entry, claims = TASKS[task], read_claims()
-    claims = claims[claims["task"] == task].set_index(["model", "metric", "setting"])
-    runs = [run for run in planned_runs(protocol) if run.task == task]
-    ended = ended_runs(protocol, task, results)
+    """Return COLUMNS and `empty` (why there may be no result).
+
+    One row for each model and each setting, edition and metric that it has. For the statistics see
+    `summarise`.
+    """
+    entry, reported = TASKS[task], read_reported()
+    reported = reported[reported["task"] == task].set_index(["model", "metric", "setting"])
+    protocols = by_edition(protocol, task)
+    planned = {e: [r for r in planned_runs(p) if r.task == task] for e, p in protocols.items()}
+    ended = {edition: ended_runs(p, task, results) for edition, p in protocols.items()}
     rows = []
-    for model in dict.fromkeys(run.model for run in runs):
+    for model in dict.fromkeys(run.model for run in planned_runs(protocol) if run.task == task):
         for column, settings in entry.columns.items():
-            mine = [r for r in runs if r.model == model and r.setting in settings]
-            if not mine:
-                continue
-            found = [
-                (run.setting, metrics)
-                for run, metrics in ended
-                if run.model == model and run.setting in settings
-            ]
-            for metric in entry.metrics:
-                values = [
-                    (setting, m["test"][column][metric])
-                    for setting, m in found
-                    if m["status"] == "finished"
+            for edition, one in protocols.items():
+                mine = [r for r in planned[edition] if r.model == model and r.setting in settings]
+                if not mine:
+                    continue
+                found = [
+                    (run, metrics)
+                    for run, metrics in ended[edition]
+                    if run.model == model and run.setting in settings
                 ]
-                key = (model, metric, column)
-                claim = claims.loc[key] if key in claims.index else None
-                rows.append(
-                    {
-                        "model": model,
-                        "setting": column,
-                        "metric": metric,
-                        "claim_mean": math.nan if claim is None else claim["mean"],
-                        "claim_std": math.nan if claim is None else claim["std"],
-                        **summarise(values, settings),
-                        "n_planned": len(mine),
-                        "params_claim": _params_claim(claims, model),
-                        "params_measured": found[0][1]["parameters"] if found else None,
-                        "protocol": protocol.protocol,
-                        "diverged": sum(m["status"] == "diverged" for _, m in found),
-                        "note": "" if claim is None else claim["note"],
-                        "empty": empty,
-                    }
-                )
+                for metric in entry.metrics:
+                    rows.append(
+                        {
+                            "model": model,
+                            "setting": column,
+                            "edition": edition,
+                            "metric": metric,
+                            **_reported(reported, model, metric, column),
+                            **_reproduced(found, column, metric, settings),
+                            "n_planned": len(mine),
+                            "protocol": one.protocol,
+                            "caveat": _caveats([run for run, _ in found], results),
+                            "empty": empty,
+                        }
+                    )
     table = pd.DataFrame(rows, columns=[*COLUMNS, "empty"])
-    for name in ("params_claim", "params_measured"):
+    for name in ("params_reported", "params_reproduced"):
         table[name] = table[name].astype("Int64")
     return table
+
+
+def _reported(reported: pd.DataFrame, model: str, metric: str, column: str) -> dict[str, Any]:
+    """Return the reported columns of one row."""
+    key = (model, metric, column)
+    row = reported.loc[key] if key in reported.index else None
+    counts = reported[reported.index.get_level_values("model") == model]["params"].dropna()
+    return {
+        "reported_mean": math.nan if row is None else row["mean"],
+        "reported_std": math.nan if row is None else row["std"],
+        "read_in_original": "" if row is None else row["read_in_original"],
+        "params_reported": int(counts.iloc[0]) if len(counts) else None,
+        "note": "" if row is None else row["note"],
+    }
+
+
+def _reproduced(
+    found: list[tuple[RunConfig, dict[str, Any]]],
+    column: str,
+    metric: str,
+    settings: Sequence[str],
+) -> dict[str, Any]:
+    """Return the reproduced columns of one row, from the runs that have ended."""
+    values = [
+        (run.setting, metrics["test"][column][metric])
+        for run, metrics in found
+        if metrics["status"] == "finished"
+    ]
+    return {
+        **summarise(values, settings),
+        "params_reproduced": found[0][1]["parameters"] if found else None,
+        "diverged": sum(metrics["status"] == "diverged" for _, metrics in found),
+    }
+
+
+def _caveats(runs: list[RunConfig], results: Path) -> str:
+    """Return the caveats in the provenance of these runs, each once, as one text."""
+    files = [results / "runs" / run.key / "provenance.json" for run in runs]
+    found = [c for path in files for c in json.loads(path.read_text()).get("caveats", [])]
+    return " ".join(dict.fromkeys(found))
 
 
 def summarise(values: list[tuple[str, float]], settings: Sequence[str]) -> dict[str, Any]:
@@ -173,8 +234,8 @@ def summarise(values: list[tuple[str, float]], settings: Sequence[str]) -> dict[
     whole = len(folds) == len(settings)
     half = stats.t.ppf(0.975, n - 1) * std / math.sqrt(n) if whole and n > 2 else math.nan
     return {
-        "measured_mean": round(sample.mean(), 4),
-        "measured_std": round(std, 4),
+        "reproduced_mean": round(sample.mean(), 4),
+        "reproduced_std": round(std, 4),
         "n_seeds": len(runs),
         "ci95_half_width": round(half, 4),
         "only": "" if whole else ", ".join(folds.index),
@@ -187,10 +248,3 @@ def command(protocol: ProtocolConfig, folder: Path = TABLES) -> str:
     if shipped(protocol.protocol) == protocol:
         return f"snakemake --cores 8 all --config protocol={protocol.protocol}"
     return f"snakemake --cores 8 all --configfile {folder / OWN_PROTOCOL}"
-
-
-def _params_claim(claims: pd.DataFrame, model: str) -> int | None:
-    if model not in claims.index:
-        return None
-    counts = claims.loc[[model], "params"].dropna()
-    return int(counts.iloc[0]) if len(counts) else None

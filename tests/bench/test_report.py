@@ -91,9 +91,11 @@ def test_recorded_tables_are_those_of_the_files(report):
     shown = part[part.index("<tbody>") : part.index("</tbody>")]
     table = pd.read_csv(ROOT / "results/recorded/default/table1.csv")
     for row in table.itertuples():
-        number = f"{row.measured_mean:.2f} ± {row.measured_std:.2f} ({row.n_seeds}/{row.n_planned})"
+        number = (
+            f"{row.reproduced_mean:.2f} ± {row.reproduced_std:.2f} ({row.n_seeds}/{row.n_planned})"
+        )
         assert f"<td>{row.model}</td>" in shown and f"<td>{number}</td>" in shown
-        assert f"<td>{row.params_measured:,}</td>" in shown
+        assert f"<td>{row.params_reproduced:,}</td>" in shown
 
 
 def test_each_run_shows_its_history(report, results, protocol):
@@ -167,16 +169,16 @@ def test_figures_of_runs_show_their_numbers(drawn, results, protocol):
         assert np.allclose(points_of(training.axes[0], model)[:, 1], mean)
         rows = table[table.model == model].set_index("setting")
         assert np.allclose(
-            points_of(rotation.axes[0], model)[:, 1], rows.measured_mean[["N/N", "N/R"]]
+            points_of(rotation.axes[0], model)[:, 1], rows.reproduced_mean[["N/N", "N/R"]]
         )
         assert np.allclose(
             points_of(parameters.axes[0], model),
-            rows[["params_measured", "measured_mean"]].astype(float),
+            rows[["params_reproduced", "reproduced_mean"]].astype(float),
         )
         seconds = np.median([history.seconds.median() for history in histories])
         facts = [json.loads((folder / "provenance.json").read_text()) for folder in folders]
         memory = np.median([fact["peak_memory_gb"] for fact in facts])
-        size = rows.params_measured.iloc[0]
+        size = rows.params_reproduced.iloc[0]
         for axes, value in zip(cost.axes, (seconds, memory), strict=True):
             assert np.allclose(points_of(axes, model), (size, value))
 
@@ -250,13 +252,15 @@ def test_in_a_browser(report, results, protocol, page_of):
             "r => [...r.cells].map(c => c.textContent))"
         )
         shown = pd.DataFrame(rows[1:], columns=rows[0]).set_index("model")
-        table = pd.read_csv(results / "tables/table1.csv")
-        measured = table[table.measured_mean.notna()]
+        table = pd.read_csv(results / "tables/tiny/table1.csv")
+        measured = table[table.reproduced_mean.notna()]
         assert len(measured) == 6
         for row in measured.itertuples():
-            cell = f"{row.measured_mean:.2f} ± {row.measured_std:.2f} ({row.n_seeds}/2)"
+            cell = f"{row.reproduced_mean:.2f} ± {row.reproduced_std:.2f} ({row.n_seeds}/2)"
             assert shown.loc[row.model, f"{row.setting} ours"] == cell
-            assert shown.loc[row.model, f"{row.setting} claim"].startswith(f"{row.claim_mean:.2f}")
+            assert shown.loc[row.model, f"{row.setting} claim"].startswith(
+                f"{row.reported_mean:.2f}"
+            )
         images = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.alt.length])")
         assert images and all(wide > 0 and alt > 10 for wide, alt in images)
 

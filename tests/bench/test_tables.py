@@ -13,11 +13,12 @@ import yaml
 
 from bench.config import RunConfig, load_protocol, parse_protocol, planned_runs
 from bench.errors import RunError
+from bench.frames import by_setting, long, meaning, notes, origins, wide
 from bench.provenance import command as run_command
 from bench.record import record
 from bench.registry import TASKS, models_of
-from bench.tables import COLUMNS, build_table, read_claims
-from bench.typesetting import by_setting, long, meaning, notes, origins, wide, write_tables
+from bench.tables import COLUMNS, build_table, read_reported
+from bench.typesetting import write_tables
 from tests.conftest import tiny_protocol
 
 ROOT = Path(__file__).parents[2]
@@ -57,11 +58,11 @@ def test_statistics(tmp_path, protocol):
     for run in runs_of(protocol, "UGSCNN", "N"):
         put(tmp_path, run, value=VALUES[run.seed])
     cell = row(build_table(protocol, "spherical_mnist", tmp_path), "UGSCNN", "N/R")
-    assert cell.measured_mean == 98.5 and cell.measured_std == 0.5  # of 98, 98.5, 99
+    assert cell.reproduced_mean == 98.5 and cell.reproduced_std == 0.5  # of 98, 98.5, 99
     assert cell.ci95_half_width == pytest.approx(4.302653 * 0.5 / math.sqrt(3), abs=1e-4)
     assert (cell.n_seeds, cell.n_planned) == (3, 3)
-    assert cell.claim_mean == 35.60 and cell.params_claim == 62_000
-    assert cell.params_measured == 61_658
+    assert cell.reported_mean == 35.60 and cell.params_reported == 62_000
+    assert cell.params_reproduced == 61_658
 
 
 @pytest.fixture
@@ -81,8 +82,8 @@ def test_statistics_of_folds_are_over_folds(tmp_path, folds):
         if (fold, run.seed) != (0, 1):
             put(tmp_path, run, value=4.0 + fold + (0.5 if fold else 0.0) * (-1) ** run.seed)
     cell = build_table(protocol, "qm7", tmp_path).iloc[0]
-    assert (cell.measured_mean, cell.n_seeds, cell.n_planned, cell.only) == (6.0, 9, 10, "")
-    assert cell.measured_std == pytest.approx(math.sqrt(2.5), abs=1e-4)
+    assert (cell.reproduced_mean, cell.n_seeds, cell.n_planned, cell.only) == (6.0, 9, 10, "")
+    assert cell.reproduced_std == pytest.approx(math.sqrt(2.5), abs=1e-4)
     half = 2.776445 * math.sqrt(2.5) / math.sqrt(5)
     assert cell.ci95_half_width == pytest.approx(half, abs=1e-4)
     detail = by_setting(protocol, "qm7", tmp_path)
@@ -97,8 +98,8 @@ def test_some_folds_are_no_measurement_of_the_claim(tmp_path, folds):
             put(tmp_path, run, value=5.0 + int(run.setting[-1]))
     table = build_table(protocol, "qm7", tmp_path)
     assert table.iloc[0].only == "fold1, fold3" and math.isnan(table.iloc[0].ci95_half_width)
-    assert wide(table).loc[0, "5-fold ours"] == "7.00 ± 1.41 (4/10; fold1, fold3)"
-    assert list(long(table).loc[0, ["95 % interval", "ours - claim"]]) == ["", ""]
+    assert wide(table).loc[0, "5-fold reproduced"] == "7.00 ± 1.41 (4/10; fold1, fold3)"
+    assert list(long(table).loc[0, ["95 % interval", "difference"]]) == ["", ""]
 
 
 def test_where_runs_come_from(tmp_path, protocol):
@@ -117,7 +118,7 @@ def test_where_runs_come_from(tmp_path, protocol):
     }
     write_tables(protocol, tmp_path)
     for suffix in ("md", "html"):
-        text = (tmp_path / f"tables/table1.{suffix}").read_text()
+        text = (tmp_path / f"tables/tiny/table1.{suffix}").read_text()
         assert "abacus" in text and "aaaaaaa, ccccccc" in text
         assert "Columns pool runs of different processors or precisions, those of UGSCNN." in text
 
@@ -126,13 +127,15 @@ def test_what_a_table_says_of_its_intervals_and_its_runs(tmp_path, protocol, fol
     of_molecules, runs = folds
     for run in runs:
         put(tmp_path, run)
-    said = meaning("qm7", origins(of_molecules, "qm7", tmp_path))
+    table = build_table(of_molecules, "qm7", tmp_path)
+    said = meaning("qm7", table, origins(of_molecules, "qm7", tmp_path))
     assert "folds share training samples" in said and "pool" not in said
     put(tmp_path, runs[0], precision="bfloat16")
-    assert meaning("qm7", origins(of_molecules, "qm7", tmp_path)).endswith(
+    assert meaning("qm7", table, origins(of_molecules, "qm7", tmp_path)).endswith(
         "precisions, those of MLP-random-CM."
     )
-    said = meaning("spherical_mnist", origins(protocol, "spherical_mnist", tmp_path))
+    table = build_table(protocol, "spherical_mnist", tmp_path)
+    said = meaning("spherical_mnist", table, origins(protocol, "spherical_mnist", tmp_path))
     assert said.endswith("from three seeds on.") and "folds" not in said
 
 
@@ -143,10 +146,10 @@ def test_missing_diverged_and_foreign_runs_are_not_averaged(tmp_path, protocol):
     put(tmp_path, third, value=10.0, config_hash="of an older configuration")
     table = build_table(protocol, "spherical_mnist", tmp_path)
     cell = row(table, "UGSCNN", "R/R")
-    assert cell.measured_mean == 95.0 and math.isnan(cell.measured_std)
+    assert cell.reproduced_mean == 95.0 and math.isnan(cell.reproduced_std)
     assert (cell.n_seeds, cell.n_planned, cell.diverged) == (1, 3, 1)
     write_tables(protocol, tmp_path)
-    text = (tmp_path / "tables/table1.md").read_text()
+    text = (tmp_path / "tables/tiny/table1.md").read_text()
     assert "95.00 (1/3, 1 diverged)" in text and "no result (0/3)" in text
 
 
@@ -162,7 +165,7 @@ def test_two_seeds_have_no_interval(tmp_path, protocol):
         put(tmp_path, run, value=value)
     table = build_table(protocol, "spherical_mnist", tmp_path)
     cell = row(table, "UGSCNN", "N/N")
-    assert cell.measured_std == pytest.approx(math.sqrt(2), abs=1e-4)
+    assert cell.reproduced_std == pytest.approx(math.sqrt(2), abs=1e-4)
     assert math.isnan(cell.ci95_half_width)
     found = long(table).set_index(["model", "setting"])
     assert found.loc[("UGSCNN", "N/N"), "95 % interval"] == ""
@@ -212,7 +215,7 @@ def test_recording_adds_to_what_is_recorded(tmp_path, protocol):
         shutil.rmtree(tmp_path / "runs")
     table = tmp_path / "recorded/tiny/table1.csv"
     cell = row(pd.read_csv(table), "UGSCNN", "N/N")
-    assert (cell.measured_mean, cell.n_seeds, cell.n_planned) == (98.5, 2, 3)
+    assert (cell.reproduced_mean, cell.n_seeds, cell.n_planned) == (98.5, 2, 3)
     before = table.read_text()
     assert record(protocol, tmp_path) == [] and table.read_text() == before
     put(tmp_path, first, value=10.0)
@@ -245,28 +248,28 @@ def test_files(tmp_path, protocol):
         put(tmp_path, run, value=96.4)
     paths = write_tables(protocol, tmp_path)
     assert [p.name for p in paths] == [f"table1.{s}" for s in ("csv", "md", "tex", "html")]
-    frame = pd.read_csv(tmp_path / "tables/table1.csv")
+    frame = pd.read_csv(tmp_path / "tables/tiny/table1.csv")
     assert list(frame.columns) == COLUMNS
     assert len(frame) == 3 * len(models_of("spherical_mnist")) + 1  # Omni
-    assert (frame.measured_mean == 96.4).all()
+    assert (frame.reproduced_mean == 96.4).all()
     for path in paths[1:]:
         text = path.read_text()
         assert "LOUD NOTICE" in text and "96.40" in text and "UGSCNN" in text
-        assert f"snakemake --cores 8 all --configfile {tmp_path}/tables/protocol.yaml" in text
-    assert load_protocol(tmp_path / "tables/protocol.yaml") == protocol
-    tex = (tmp_path / "tables/table1.tex").read_text()
+        assert f"snakemake --cores 8 all --configfile {tmp_path}/tables/tiny/protocol.yaml" in text
+    assert load_protocol(tmp_path / "tables/tiny/protocol.yaml") == protocol
+    tex = (tmp_path / "tables/tiny/table1.tex").read_text()
     shown = "\n".join(line for line in tex.splitlines() if not line.startswith("%"))
     assert r"\begin{tabular}" in shown and "±" not in shown
     assert "LOUD NOTICE, 5 \\% of A\\_B" in shown and "standard deviation over seeds" in shown
 
 
 def test_the_command_is_of_the_protocol_in_config_or_of_a_file_with_it(tmp_path):
-    protocol = load_protocol(ROOT / "config/nearest_ring.yaml")
+    protocol = load_protocol(ROOT / "config/ablation.yaml")
     fewer = protocol.model_copy(update={"seeds": 7})
-    own = tmp_path / "tables/protocol.yaml"
+    own = tmp_path / "tables/tiny/protocol.yaml"
     for one, options in (
         (fewer, f"--configfile {own}"),
-        (protocol, "--config protocol=nearest_ring"),
+        (protocol, "--config protocol=ablation"),
     ):
         (page,) = (path for path in write_tables(one, tmp_path) if path.suffix == ".md")
         assert f"Made by `snakemake --cores 8 all {options}`." in page.read_text()
@@ -274,9 +277,9 @@ def test_the_command_is_of_the_protocol_in_config_or_of_a_file_with_it(tmp_path)
 
 
 def test_the_command_of_a_run(protocol):
-    (run,) = planned_runs(load_protocol(ROOT / "config/nearest_ring.yaml"))
+    run = planned_runs(load_protocol(ROOT / "config/ablation.yaml"))[0]
     target = f"results/runs/{run.key}/metrics.json"
-    assert run_command(run) == f"snakemake --cores 2 --config protocol=nearest_ring -- {target}"
+    assert run_command(run) == f"snakemake --cores 2 --config protocol=ablation -- {target}"
     longer = run.train.model_copy(update={"epochs": 99})
     for other in (run.model_copy(update={"train": longer}), planned_runs(protocol)[0]):
         *words, last = shlex.split(run_command(other))
@@ -285,7 +288,7 @@ def test_the_command_of_a_run(protocol):
 
 
 def test_claims_are_all_read():
-    claims = read_claims()
+    claims = read_reported()
     assert len(claims) >= 37  # those of Shen et al.
     assert set(claims.table) == {1, 2, 3}
 
@@ -297,7 +300,7 @@ def test_a_setting_of_one_model_is_a_column_that_says_so(tmp_path):
     (run,) = runs_of(protocol, "SphereNet", "Omni")
     put(tmp_path, run, value=94.0)
     table = build_table(protocol, "spherical_mnist", tmp_path)
-    assert len(table) == 3 + 4 and row(table, "SphereNet", "Omni").measured_mean == 94.0
+    assert len(table) == 3 + 4 and row(table, "SphereNet", "Omni").reproduced_mean == 94.0
     cells = wide(table).set_index("model")
     assert list(cells.columns)[-2:] == ["Omni claim", "Omni ours"]
     assert set(cells.loc["UGSCNN", ["Omni claim", "Omni ours"]]) == {"SphereNet only"}
@@ -312,7 +315,7 @@ def test_claims_that_need_a_word_have_a_footnote(tmp_path, protocol):
     (run,) = runs_of(protocol, "SphereNet", "N")[:1]
     put(tmp_path, run, value=97.5)
     found = long(build_table(protocol, "spherical_mnist", tmp_path)).set_index(["model", "setting"])
-    assert found.loc[("SphereNet", "N/N"), "ours - claim"] == "+3.10 [1]"
+    assert found.loc[("SphereNet", "N/N"), "difference"] == "+3.10 [1]"
     printed, own = notes(table)
     assert "own projection (column Omni)" in printed and "120 x 120 degrees" in own
     for path in write_tables(protocol, tmp_path)[1:]:

@@ -15,10 +15,11 @@ from torch import nn
 from baselines.molecules import Molecules
 from bench.config import RunConfig, parse_protocol, planned_runs
 from bench.engine import Interrupted, train
+from bench.frames import by_setting
 from bench.registry import FOLDS, MODELS, ModelEntry
 from bench.tables import build_table
 from bench.tasks_qm7 import QM7
-from bench.typesetting import by_setting, write_tables
+from bench.typesetting import write_tables
 from data_prep.qm7 import ELEMENTS, fetch_qm7
 from data_prep.spherical_qm7 import prepare
 from data_prep.synthetic_molecules import synthetic_molecules
@@ -201,10 +202,10 @@ def test_from_runs_to_table_3(data, tmp_path):
         assert scores["rmse_kcal_per_mol"] == pytest.approx(np.sqrt((error**2).mean()), abs=1e-5)
     table = build_table(plan, "qm7", tmp_path).set_index("model")
     values = [metrics[r.key]["test"]["5-fold"]["rmse_kcal_per_mol"] for r in runs[:5]]
-    assert table.loc["linear", "measured_mean"] == pytest.approx(np.mean(values), abs=1e-4)
-    assert table.loc["linear", "measured_std"] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
+    assert table.loc["linear", "reproduced_mean"] == pytest.approx(np.mean(values), abs=1e-4)
+    assert table.loc["linear", "reproduced_std"] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
     assert (table.n_seeds == 5).all() and (table.n_planned == 10).all()
-    assert table.loc["PDO-eS2CNN", "claim_mean"] == 3.78
+    assert table.loc["PDO-eS2CNN", "reported_mean"] == 3.78
     folds = by_setting(plan, "qm7", tmp_path)
     assert folds[folds.model == "linear"].setting.tolist() == list(FOLDS)
     assert folds[folds.model == "linear"].rmse_kcal_per_mol.tolist() == [f"{v:.2f}" for v in values]

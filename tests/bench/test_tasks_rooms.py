@@ -11,11 +11,12 @@ from bench.__main__ import main
 from bench.config import parse_protocol, planned_runs
 from bench.engine import train
 from bench.errors import RunError
+from bench.frames import wide
 from bench.registry import AREA_FOLDS, MODELS, ModelEntry
 from bench.rooms import class_table, confusions
 from bench.tables import build_table
 from bench.tasks_rooms import IGNORED, Rooms
-from bench.typesetting import wide, write_tables
+from bench.typesetting import write_tables
 from data_prep.room_signals import prepare
 from data_prep.stanford import FOLDS, LABELS, RGBD_MEAN, RGBD_STD
 from data_prep.synthetic_rooms import generate
@@ -149,15 +150,15 @@ def test_from_runs_to_table(data, tmp_path):
     shown = wide(table)
     assert list(shown.columns) == [
         "model",
-        "parameters (claim)",
-        "parameters (ours)",
-        "3-fold mIoU ours",
-        "3-fold mAcc ours",
-        "3-fold rotated mIoU ours",
-        "3-fold rotated mAcc ours",
+        "parameters (reported)",
+        "parameters (reproduced)",
+        "3-fold mIoU reproduced",
+        "3-fold mAcc reproduced",
+        "3-fold rotated mIoU reproduced",
+        "3-fold rotated mAcc reproduced",
     ]
     # Every point alone, the same class however the room is turned.
-    upright, turned = table.set_index(["metric", "setting"]).measured_mean["mean_iou_percent"]
+    upright, turned = table.set_index(["metric", "setting"]).reproduced_mean["mean_iou_percent"]
     assert abs(upright - turned) < 3
     paths = write_tables(plan, tmp_path)
     assert [p.name for p in paths] == [f"table2s.{s}" for s in ("csv", "md", "tex", "html")]
@@ -189,11 +190,11 @@ def test_claims_of_2d3ds_stand_beside_its_table_alone(tmp_path):
     tasks = {"stanford_2d3ds": {}, "synthetic_rooms": {}}
     plan = parse_protocol({"protocol": "tiny", "seeds": 1, "tasks": tasks})
     table = build_table(plan, "stanford_2d3ds", tmp_path, "data not available")
-    claims = table.set_index(["setting", "metric"]).claim_mean
+    claims = table.set_index(["setting", "metric"]).reported_mean
     assert claims["3-fold", "mean_iou_percent"] == 35.9
     assert claims["3-fold", "mean_accuracy_percent"] == 50.8
     assert np.isnan(claims["3-fold rotated", "mean_iou_percent"])
-    assert build_table(plan, "synthetic_rooms", tmp_path).claim_mean.isna().all()
+    assert build_table(plan, "synthetic_rooms", tmp_path).reported_mean.isna().all()
 
 
 def test_no_data_is_one_line(tmp_path):

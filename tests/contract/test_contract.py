@@ -12,7 +12,7 @@ import yaml
 from baselines.molecules import Molecules
 from bench.config import TrainConfig, validated
 from bench.registry import MODELS, TASKS
-from bench.tables import read_claims
+from bench.tables import read_reported
 from data_prep.grids import grid_points
 from tests.baselines.helpers import assert_gradients
 
@@ -66,7 +66,7 @@ def card_of(task, name):
 
 def claims_of(task, name):
     """What is published of a model, if anything is."""
-    claims = read_claims()
+    claims = read_reported()
     return claims[(claims.task == task) & (claims.model == name)]
 
 

@@ -39,14 +39,14 @@ def test_tables_are_made_and_named_at_the_end(finished):
         assert str(path) in output
     for name in ("table2s", "table3"):
         others = pd.read_csv(project.folder / f"results/tables/{name}.csv")
-        assert (others.n_seeds == 2).all() and others.measured_mean.notna().all()
+        assert (others.n_seeds == 2).all() and others.reproduced_mean.notna().all()
     table = pd.read_csv(project.folder / "results/tables/table1.csv")
     assert list(table.columns) == COLUMNS
     assert set(table.protocol) == {"test"} and (table.n_seeds == 2).all()
     assert set(table.setting) == {"N/N", "N/R", "R/R", "Omni"}
     claims = pd.read_csv(project.folder / "results/reference/paper_tables.csv")
     small = claims[claims.model == "PDO-eS2CNN-small"].set_index("split")["mean"]
-    mine = table[table.model == "PDO-eS2CNN-small"].set_index("setting")["claim_mean"]
+    mine = table[table.model == "PDO-eS2CNN-small"].set_index("setting")["reported_mean"]
     assert mine.to_dict() == small.to_dict()
     assert "not MNIST" in (project.folder / "results/tables/table1.md").read_text()
     figures = project.folder / "results/figures/synthetic_rooms"
@@ -62,8 +62,8 @@ def test_table_agrees_with_the_runs(finished):
         for path in project.folder.glob("results/runs/test/*/UGSCNN/N/seed*/metrics.json")
     ]
     sample = pd.Series(values)
-    assert row.measured_mean == pytest.approx(sample.mean(), abs=1e-3)
-    assert row.measured_std == pytest.approx(sample.std(ddof=1), abs=1e-3)
+    assert row.reproduced_mean == pytest.approx(sample.mean(), abs=1e-3)
+    assert row.reproduced_std == pytest.approx(sample.std(ddof=1), abs=1e-3)
 
 
 def test_runs_come_from_the_clean_commit(finished):
@@ -105,8 +105,8 @@ def test_snakemake_report_shows_tables_and_figures(finished, page_of):
     cells = table.evaluate("t => [...t.rows].map(r => [...r.cells].map(c => c.textContent))")
     shown = pd.DataFrame(cells[1:], columns=cells[0]).set_index("model")
     for row in pd.read_csv(project.folder / "results/tables/table1.csv").itertuples():
-        number = f"{row.measured_mean:.2f} ± {row.measured_std:.2f} (2/2)"
-        assert shown.loc[row.model, f"{row.setting} ours"] == number
+        number = f"{row.reproduced_mean:.2f} ± {row.reproduced_std:.2f} (2/2)"
+        assert shown.loc[row.model, f"{row.setting} corrected"] == number
 
     page.get_by_text("Results", exact=True).click()
     page.get_by_text("Figures", exact=True).click()
