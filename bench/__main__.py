@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     rooms.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
     report = add("report", _report, "one page of tables, figures and runs: results/report.html")
     report.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
+    tables.add_argument("--rows", nargs="+", help="rows of the tables; needs --out")
+    tables.add_argument("--columns", nargs="+", help="columns, for example N/N N/R; needs --out")
+    tables.add_argument("--out", type=Path, help="folder (default results/tables/<protocol>)")
     for sub in (tables, report):
         sub.add_argument(
             "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
@@ -174,7 +177,16 @@ def _named_run(protocol: ProtocolConfig, options: argparse.Namespace) -> RunConf
 def _tables(options: argparse.Namespace) -> None:
     from bench.typesetting import write_tables  # pandas and scipy.stats: not at every start
 
-    for path in write_tables(_protocol(options.protocol), options.results, options.unavailable):
+    if (options.rows or options.columns) and options.out is None:
+        raise ConfigError("--rows and --columns make a part of a table: name its folder by --out")
+    for path in write_tables(
+        _protocol(options.protocol),
+        options.results,
+        options.unavailable,
+        options.out,
+        models=options.rows,
+        settings=options.columns,
+    ):
         print(path)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from bench.config import RunConfig, load_protocol, parse_protocol, planned_runs
+from bench.config import ProtocolConfig, RunConfig, load_protocol, parse_protocol, planned_runs
 from bench.errors import RunError
 from bench.frames import by_setting, long, meaning, notes, origins, wide
 from bench.provenance import command as run_command
@@ -120,7 +120,7 @@ def test_where_runs_come_from(tmp_path, protocol):
     for suffix in ("md", "html"):
         text = (tmp_path / f"tables/tiny/table1.{suffix}").read_text()
         assert "abacus" in text and "aaaaaaa, ccccccc" in text
-        assert "Columns pool runs of different processors or precisions, those of UGSCNN." in text
+        assert "Columns of UGSCNN pool runs of different processors or precisions." in text
 
 
 def test_what_a_table_says_of_its_intervals_and_its_runs(tmp_path, protocol, folds):
@@ -132,11 +132,11 @@ def test_what_a_table_says_of_its_intervals_and_its_runs(tmp_path, protocol, fol
     assert "folds share training samples" in said and "pool" not in said
     put(tmp_path, runs[0], precision="bfloat16")
     assert meaning("qm7", table, origins(of_molecules, "qm7", tmp_path)).endswith(
-        "precisions, those of MLP-random-CM."
+        "Columns of MLP-random-CM pool runs of different processors or precisions."
     )
     table = build_table(protocol, "spherical_mnist", tmp_path)
     said = meaning("spherical_mnist", table, origins(protocol, "spherical_mnist", tmp_path))
-    assert said.endswith("from three seeds on.") and "folds" not in said
+    assert "from three seeds on." in said and "folds" not in said and "pool" not in said
 
 
 def test_missing_diverged_and_foreign_runs_are_not_averaged(tmp_path, protocol):
@@ -266,7 +266,7 @@ def test_files(tmp_path, protocol):
 def test_the_command_is_of_the_protocol_in_config_or_of_a_file_with_it(tmp_path):
     protocol = load_protocol(ROOT / "config/ablation.yaml")
     fewer = protocol.model_copy(update={"seeds": 7})
-    own = tmp_path / "tables/tiny/protocol.yaml"
+    own = tmp_path / "tables/ablation/protocol.yaml"
     for one, options in (
         (fewer, f"--configfile {own}"),
         (protocol, "--config protocol=ablation"),
@@ -287,10 +287,71 @@ def test_the_command_of_a_run(protocol):
         assert RunConfig.model_validate_json(last) == other
 
 
-def test_claims_are_all_read():
-    claims = read_reported()
-    assert len(claims) >= 37  # those of Shen et al.
-    assert set(claims.table) == {1, 2, 3}
+def test_reported_numbers_are_all_read():
+    reported = read_reported()
+    assert len(reported) >= 37  # those of Shen et al.
+    assert set(reported.table) == {1, 2, 3}
+
+
+@pytest.fixture
+def both() -> ProtocolConfig:
+    """A protocol on the published edition, beside one of config/ on the corrected edition."""
+    tree = tiny_protocol(seeds=2, beside="workstation")
+    tree["tasks"]["spherical_mnist"] |= {"models": ["UGSCNN", "S2CNN"]}
+    tree["tasks"]["spherical_mnist"]["data"] |= {"edition": "published"}
+    return parse_protocol(tree)
+
+
+def test_editions_have_columns_of_their_own(tmp_path, both):
+    corrected = load_protocol(ROOT / "config/workstation.yaml")
+    for one, values in ((both, (99.0, 99.5)), (corrected, (97.0, 98.0, 99.0))):
+        for run, value in zip(runs_of(one, "UGSCNN", "N"), values, strict=True):
+            put(tmp_path, run, value=value)
+    table = build_table(both, "spherical_mnist", tmp_path)
+    mine = table[(table.model == "UGSCNN") & (table.setting == "N/N")].set_index("edition")
+    assert list(mine.index) == ["published", "corrected"]
+    assert list(mine.reproduced_mean) == [99.25, 98.0] and list(mine.n_planned) == [2, 3]
+    assert list(mine.protocol) == ["tiny", "workstation"]
+    cells = wide(table).set_index("model")
+    assert list(cells.columns[2:5]) == ["N/N reported", "N/N published", "N/N corrected"]
+    assert cells.loc["UGSCNN", "N/N published"] == "99.25 ± 0.35 (2/2)"
+    assert cells.loc["UGSCNN", "N/N corrected"] == "98.00 ± 1.00 (3/3)"
+    assert set(cells.index) == {"UGSCNN", "S2CNN"}
+    found = origins(both, "spherical_mnist", tmp_path)
+    assert list(found["edition"]) == ["published", "corrected"] and list(found["runs"]) == [2, 3]
+    assert "published and corrected" in meaning("spherical_mnist", table, found)
+
+
+def test_molecules_have_no_edition(tmp_path, folds):
+    protocol, _ = folds
+    table = build_table(protocol, "qm7", tmp_path)
+    assert list(table.edition) == [""] and "edition" not in long(table)
+    assert list(wide(table).columns)[-1] == "5-fold reproduced"
+
+
+def test_caveats_of_runs_are_footnotes(tmp_path, protocol):
+    first, second, third = runs_of(protocol, "UGSCNN", "N")
+    put(tmp_path, first, caveats=["Resumed, nobody knows where."])
+    put(tmp_path, second, caveats=["Resumed, nobody knows where."])
+    put(tmp_path, third)
+    table = build_table(protocol, "spherical_mnist", tmp_path)
+    table = table[table.model == "UGSCNN"]
+    assert notes(table) == ["Resumed, nobody knows where."]
+    cells = wide(table).set_index("model").loc["UGSCNN"]
+    assert cells["N/N corrected"] == "98.00 ± 0.00 (3/3) [1]" and "[" not in cells["R/R corrected"]
+
+
+def test_a_dagger_marks_what_nobody_has_read_in_the_original(tmp_path, protocol):
+    table = build_table(protocol, "spherical_mnist", tmp_path)
+    marked = table.set_index(["model", "setting"]).read_in_original
+    cells = wide(table).set_index("model")
+    for model, setting in (("UGSCNN", "N/R"), ("PDO-eS2CNN-small", "N/R")):
+        has = cells.loc[model, f"{setting} reported"].endswith("†")
+        assert has == (marked[model, setting] == "no")
+    assert marked["UGSCNN", "N/R"] == "no" and marked["PDO-eS2CNN-small", "N/R"] == "yes"
+    assert "† Reported value not read" in meaning("spherical_mnist", table, pd.DataFrame())
+    ours = table[table.model.str.startswith("PDO")]
+    assert "†" not in meaning("spherical_mnist", ours, pd.DataFrame())
 
 
 def test_a_setting_of_one_model_is_a_column_that_says_so(tmp_path):
@@ -302,16 +363,16 @@ def test_a_setting_of_one_model_is_a_column_that_says_so(tmp_path):
     table = build_table(protocol, "spherical_mnist", tmp_path)
     assert len(table) == 3 + 4 and row(table, "SphereNet", "Omni").reproduced_mean == 94.0
     cells = wide(table).set_index("model")
-    assert list(cells.columns)[-2:] == ["Omni claim", "Omni ours"]
-    assert set(cells.loc["UGSCNN", ["Omni claim", "Omni ours"]]) == {"SphereNet only"}
-    assert cells.loc["SphereNet", "Omni ours"] == "94.00 (1/1)"
+    assert list(cells.columns)[-2:] == ["Omni reported", "Omni corrected"]
+    assert set(cells.loc["UGSCNN", ["Omni reported", "Omni corrected"]]) == {"SphereNet only"}
+    assert cells.loc["SphereNet", "Omni corrected"] == "94.00 (1/1)"
 
 
 def test_claims_that_need_a_word_have_a_footnote(tmp_path, protocol):
     table = build_table(protocol, "spherical_mnist", tmp_path)
     cells = wide(table).set_index("model").loc["SphereNet"]
-    assert cells["N/N claim"] == "94.40 [1]" and cells["Omni claim"] == "94.40 [2]"
-    assert cells["N/R claim"] == "not claimed"
+    assert cells["N/N reported"] == "94.40† [1]" and cells["Omni reported"] == "94.40† [2]"
+    assert cells["N/R reported"] == "not reported"
     (run,) = runs_of(protocol, "SphereNet", "N")[:1]
     put(tmp_path, run, value=97.5)
     found = long(build_table(protocol, "spherical_mnist", tmp_path)).set_index(["model", "setting"])
@@ -320,7 +381,11 @@ def test_claims_that_need_a_word_have_a_footnote(tmp_path, protocol):
     assert "own projection (column Omni)" in printed and "120 x 120 degrees" in own
     for path in write_tables(protocol, tmp_path)[1:]:
         text = path.read_text()
-        assert "94.40 [1]" in text and f"[1] {printed}" in text and f"[2] {own}" in text
+        assert (
+            re.search(r"94\.40\S+ \[1\]", text)
+            and f"[1] {printed}" in text
+            and f"[2] {own}" in text
+        )
     others = table[table.model != "SphereNet"]
     assert notes(others) == [] and "[1]" not in wide(others).to_string()
 
