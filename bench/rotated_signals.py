@@ -32,7 +32,7 @@ from bench.seeds import derive
 from bench.tasks_qm7 import in_one_batch
 from data_prep.qm7 import FILE, FOLDS, load_qm7
 from data_prep.room_signals import Quirks, rgbd_signal
-from data_prep.spherical_mnist import sampling_matrix, stratified_subset, to_bytes
+from data_prep.spherical_mnist import Edition, sampling_matrix, stratified_subset, to_bytes
 from data_prep.spherical_qm7 import RADII, least_distance, potentials
 from data_prep.stanford import (
     AREAS,
@@ -73,11 +73,11 @@ def digits(
     seed: int,
     data: Path,
     source: str | None = None,
-    legacy_bilinear: bool = False,
+    edition: Edition = "corrected",
 ) -> Kinds:
-    """Test digits, all classes alike, and as many band-limited signals. `source` is "mnist" or
-    "synthetic"; None: MNIST if `data`/raw/mnist is there, else synthetic ones. `legacy_bilinear` is
-    that of `data_prep.spherical_mnist`.
+    """Return test digits of an edition, all classes alike, and as many band-limited signals.
+
+    `source` is "mnist" or "synthetic"; None: MNIST if `data`/raw/mnist is there, else synthetic.
 
     Raises:
         ConfigError: there are not so many.
@@ -97,11 +97,10 @@ def digits(
     chosen = stratified_subset(found.test_labels, np.arange(size), n, derive(seed, "digits"))
     rng = np.random.default_rng(derive(seed, "band-limited"))
     kinds = {
-        "digits": in_batches(digit_signals(found.test_images[chosen], points, legacy_bilinear), 32),
+        "digits": in_batches(digit_signals(found.test_images[chosen], points, edition), 32),
         "band-limited": in_batches(band_limited_signals(n, points, rng), 32),
     }
-    faulty = ", with the faulty sampling of the sets published before Nov 2024"
-    return Kinds(kinds, found.source + faulty * legacy_bilinear)
+    return Kinds(kinds, found.source + ", published edition" * (edition == "published"))
 
 
 def _missing(raw: Path, path: Path) -> RunError:
@@ -180,14 +179,17 @@ def in_batches(values: Values, size: int) -> Batches:
     return batches
 
 
-def digit_signals(images: np.ndarray, points: np.ndarray, legacy: bool = False) -> Values:
-    """Images (n, 28, 28) round the south pole, normalised as the task's; not rounded to bytes, but
-    `legacy` ones stretched to them as published."""
+def digit_signals(images: np.ndarray, points: np.ndarray, edition: Edition = "corrected") -> Values:
+    """Return images (n, 28, 28) around the south pole as signals, normalised as the task's.
+
+    Signals of the corrected edition are not rounded to bytes; those of the published edition are
+    stretched to bytes, as in its files.
+    """
     flat = images.reshape(len(images), -1).T.astype(np.float64)
 
     def values(rotation: np.ndarray) -> np.ndarray:
-        grey = (sampling_matrix(points @ rotation.T, legacy) @ flat).T
-        grey = to_bytes(grey, legacy) if legacy else grey
+        grey = (sampling_matrix(points @ rotation.T, edition) @ flat).T
+        grey = to_bytes(grey, edition) if edition == "published" else grey
         return (grey[:, None] / 255 - MNIST_MEAN) / MNIST_STD
 
     return values

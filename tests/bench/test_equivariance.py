@@ -390,8 +390,9 @@ def test_digits_are_those_of_the_data(grid):
         expected = sample_rotated(images, np.repeat(rotation[None], 4, axis=0), points)
         found = digit_signals(images, points)(rotation) * MNIST_STD + MNIST_MEAN
         np.testing.assert_allclose(255 * found[:, 0], expected, atol=1e-6)
-        expected = to_bytes(sample_rotated(images, np.array([rotation] * 4), points, True), True)
-        found = digit_signals(images, points, legacy=True)(rotation) * MNIST_STD + MNIST_MEAN
+        samples = sample_rotated(images, np.array([rotation] * 4), points, "published")
+        expected = to_bytes(samples, "published")
+        found = digit_signals(images, points, "published")(rotation) * MNIST_STD + MNIST_MEAN
         assert np.abs(255 * found[:, 0] - expected).max() < 1 + 1e-6  # truncated numbers
 
 
