@@ -14,7 +14,7 @@ from data_prep.mnist import fetch_mnist
 from data_prep.qm7 import fetch_qm7
 from data_prep.room_signals import Quirks
 from data_prep.room_signals import prepare as prepare_rooms
-from data_prep.spherical_mnist import prepare
+from data_prep.spherical_mnist import EDITIONS, prepare
 from data_prep.spherical_qm7 import RADII
 from data_prep.spherical_qm7 import prepare as prepare_qm7
 from data_prep.stanford import AREAS
@@ -69,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         "--rotation-chunk", type=int, default=1, help="consecutive images that share a rotation"
     )
     command.add_argument(
-        "--legacy-bilinear", action="store_true", help="the faulty sampling of the published data"
+        "--edition",
+        choices=EDITIONS,
+        default="corrected",
+        help="sampling of the sets published before November 2024, or correct bilinear sampling",
     )
     command.set_defaults(run=_spherical_mnist)
 
@@ -129,7 +132,7 @@ def _spherical_mnist(options: argparse.Namespace) -> None:
         options.out,
         options.seed,
         options.rotation_chunk,
-        options.legacy_bilinear,
+        options.edition,
     )
 
 

@@ -1,9 +1,25 @@
 """Spherical MNIST: digits projected onto the sphere, upright (N) and rotated (R), and on lat-lon
 grids as SphereNet has them (Omni, see `omni_mnist`).
 
-The projection is that of Cohen et al., Spherical CNNs (2018): the digit lies round the south pole.
+The projection is that of Cohen et al., Spherical CNNs (2018): the digit lies around the south pole.
 A rotated signal is computed from the image itself, at the points of the rotated sphere,
 f_R(x) = image(project(R x)): nothing is ever interpolated on the sphere.
+
+There are two editions, which no table may mix. `published_edition` describes the one, whose
+weights reveal which way up a digit was. The `corrected` one, step by step:
+
+1. Rotate, in float32: points and rotations are rounded to it, and a point p becomes R p by a matrix
+   product. Signals N skip this step.
+2. Project as `project` does, in float32 for R and in float64 for N. The cap z > 1 / 1.001, which
+   faces the centre of projection, is sent outside the image: the north pole reads 0.
+3. Take i = floor(r) and f = r - i of the pixel coordinate r on each axis, and weigh pixel i by
+   1 - f and pixel i + 1 by f. Pixels outside the image are zero.
+4. Interpolate, in float32. R: along the second axis, then along the first. N: the four products of
+   the weights are rounded to float32, and so is their sum with the pixels.
+5. Round to the nearest integer (a half to the even one). Nothing is stretched: 0 is the background,
+   255 full ink, and a value is a grey level of the image.
+
+float32 may move a value by one grey level; bitwise equality is promised on one processor model.
 """
 
 from __future__ import annotations
@@ -11,17 +27,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from data_prep import published_edition
 from data_prep.files import atomic_path, sha256_of_file, write_array, write_json
 from data_prep.grids import grid_points
 from data_prep.mnist import SIZE, Digits, load_mnist
 from data_prep.omni_mnist import FIELD_OF_VIEW, gnomonic, tangent_frames
+
+Edition = Literal["published", "corrected"]
+EDITIONS: tuple[Edition, ...] = ("published", "corrected")
 
 HALF_WIDTH = 1.5
 """The image covers [-1.5, 1.5]^2 of the plane that touches the unit sphere at the south pole."""
@@ -39,10 +59,8 @@ OMNI_CARD = {
 BLOCK_VALUES = 1 << 16  # samples computed at a time: small enough for the cache, bounds memory
 
 
-def project(
-    x: np.ndarray, y: np.ndarray, z: np.ndarray, both_sides: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel coordinates (row, column) of directions on the unit sphere, any shape.
+def project(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixel coordinates (row, column) of directions on the unit sphere, any shape.
 
     With the sphere standing on the plane z' = 0 (z' = z + 1), the ray from (0, 0, 2 + EPSILON)
     through a point hits the plane at q = (x, y) (2 + EPSILON) / (1 + EPSILON - z), and
@@ -51,27 +69,27 @@ def project(
 
     That centre is off the sphere, so the cap z > 1 / (1 + EPSILON) faces it and is hit a second
     time: the north pole projects to the middle of the digit. Those points are sent outside the
-    image, unless `both_sides`, which keeps them as the published data have them.
+    image (the published edition keeps them).
     """
     scale = SIZE / (2 * HALF_WIDTH) * (2 + EPSILON) / (1 + EPSILON - z)
     row, column = SIZE / 2 + scale * x, SIZE / 2 + scale * y
-    if not both_sides:
-        row = np.where(z > 1 / (1 + EPSILON), -SIZE, row)
-    return row, column
+    return np.where(z > 1 / (1 + EPSILON), -SIZE, row), column
 
 
-def sampling_matrix(points: np.ndarray, legacy: bool = False) -> sparse.csr_array:
-    """Matrix (P, 784) that takes a flat image to its bilinear samples at `points` (P, 3), with
-    zeros outside the image.
+def sampling_matrix(points: np.ndarray, edition: Edition = "corrected") -> sparse.csr_array:
+    """Return the matrix (P, 784) float64 that takes a flat image to its samples at `points` (P, 3),
+    before they become bytes, with zeros outside the image.
 
-    With i = floor(r) and f = r - i the weights along an axis are 1 - f on pixel i and f on i + 1.
-    `legacy`: as in the data published before November 2024, 1 - f on i - 1 and 1 + f on i + 1.
+    With i = floor(r) and f = r - i the weights along an axis are 1 - f on pixel i and f on i + 1;
+    those of the published edition are `published_edition.taps`.
     """
+    if edition == "published":
+        axes = [published_edition.taps(r) for r in published_edition.project(*points.T)]
+    else:
+        axes = [_taps(r) for r in project(*points.T)]
     rows, columns, entries, weights = [], [], [], []
-    coordinates = project(*points.T, both_sides=legacy)
-    taps = [_taps(r, legacy) for r in coordinates]
-    for row, row_weight in taps[0]:
-        for column, column_weight in taps[1]:
+    for row, row_weight in axes[0]:
+        for column, column_weight in axes[1]:
             inside = (row >= 0) & (row < SIZE) & (column >= 0) & (column < SIZE)
             entries.append(np.flatnonzero(inside))
             rows.append(row[inside])
@@ -83,12 +101,15 @@ def sampling_matrix(points: np.ndarray, legacy: bool = False) -> sparse.csr_arra
 
 
 def sample_rotated(
-    images: np.ndarray, rotations: np.ndarray, points: np.ndarray, legacy: bool = False
+    images: np.ndarray, rotations: np.ndarray, points: np.ndarray, edition: Edition = "corrected"
 ) -> np.ndarray:
-    """Samples f_R(x) = image(project(R x)) of images (n, 28, 28) under rotations (n, 3, 3) at the
-    points (P, 3): (n, P), in the precision of `points`; bilinear as in `sampling_matrix`."""
-    row, column = project(*_turned(rotations, points), both_sides=legacy)
-    return _bilinear(images, row, column, legacy)
+    """Return the samples f_R(x) = image(project(R x)), (n, P), of images (n, 28, 28) under
+    rotations (n, 3, 3) at the points (P, 3): those of the corrected edition in the precision of
+    `points`, those of the published one in float64."""
+    if edition == "published":
+        rotated = published_edition.rotate(rotations, points)
+        return published_edition.sample(images, *published_edition.project(*rotated))
+    return _bilinear(images, *project(*_turned(rotations, points)))
 
 
 def sample_omni(images: np.ndarray, frames: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -97,14 +118,12 @@ def sample_omni(images: np.ndarray, frames: np.ndarray, points: np.ndarray) -> n
     return _bilinear(images, *gnomonic(*_turned(frames, points)))
 
 
-def to_bytes(samples: np.ndarray, legacy: bool = False) -> np.ndarray:
-    """Samples (n, P) as uint8: rounded, so a value is a grey level of the image. `legacy`: each
-    signal stretched to 0..255 and truncated, as published (this hides the wrong scale)."""
-    if not legacy:
-        return np.rint(samples).astype(np.uint8)
-    low = samples.min(axis=1, keepdims=True)
-    span = samples.max(axis=1, keepdims=True) - low
-    return (255 * ((samples - low) / np.where(span > 0, span, 1))).astype(np.uint8)
+def to_bytes(samples: np.ndarray, edition: Edition = "corrected") -> np.ndarray:
+    """Return samples (n, P) as uint8: rounded, so that a value is a grey level of the image. In the
+    published edition each signal is stretched to 0..255 and truncated."""
+    if edition == "published":
+        return published_edition.stretch(samples)
+    return np.rint(samples).astype(np.uint8)
 
 
 def haar_rotations(n: int, rng: np.random.Generator, chunk: int = 1) -> np.ndarray:
@@ -148,7 +167,7 @@ def prepare(
     out_dir: str | Path,
     seed: int = 0,
     rotation_chunk: int = 1,
-    legacy_bilinear: bool = False,
+    edition: Edition = "corrected",
 ) -> dict[str, Any]:
     """Write spherical MNIST on a grid of P points into `out_dir`; return its card.
 
@@ -161,12 +180,15 @@ def prepare(
     Args:
         raw: folder of the raw MNIST files, or the arrays themselves.
         rotation_chunk: consecutive images that share a rotation (N and R; in Omni none do).
-        legacy_bilinear: reproduce the faulty sampling of the published N and R data.
+        edition: of N and R; Omni has one only.
 
     Raises:
         DataError: raw files missing or damaged, disk full.
-        ValueError: unknown grid, negative seed, rotation_chunk below 1, fewer than 2 images.
+        ValueError: unknown grid or edition, negative seed, rotation_chunk below 1, fewer than 2
+            images.
     """
+    if edition not in EDITIONS:
+        raise ValueError(f"unknown edition {edition!r}: editions are {', '.join(EDITIONS)}")
     if seed < 0 or rotation_chunk < 1:
         raise ValueError(
             f"seed must be >= 0 and rotation_chunk >= 1, not {seed} and {rotation_chunk}"
@@ -190,7 +212,7 @@ def prepare(
 
     out_dir = Path(out_dir)
     (out_dir / "card.json").unlink(missing_ok=True)  # from now on the old data are incomplete
-    matrix = sampling_matrix(points, legacy_bilinear).astype(np.float32)
+    upright = _upright_samples(points, edition)
     points32 = points.astype(np.float32)
     arrays = {
         "train": (digits.train_images, digits.train_labels),
@@ -198,20 +220,19 @@ def prepare(
     }
     for part, (images, labels) in arrays.items():
 
-        def upright(block: slice, images: np.ndarray = images) -> np.ndarray:
-            flat = images[block].reshape(-1, SIZE * SIZE)
-            return to_bytes((matrix @ flat.T.astype(np.float32)).T, legacy_bilinear)
+        def unrotated(block: slice, images: np.ndarray = images) -> np.ndarray:
+            return to_bytes(upright(images[block]), edition)
 
         def rotated(block: slice, images: np.ndarray = images, part: str = part) -> np.ndarray:
-            turns = rotations[part][block]
-            samples = sample_rotated(images[block], turns, points32, legacy_bilinear)
-            return to_bytes(samples, legacy_bilinear)
+            at = points if edition == "published" else points32
+            samples = sample_rotated(images[block], rotations[part][block], at, edition)
+            return to_bytes(samples, edition)
 
         def omni(block: slice, images: np.ndarray = images, part: str = part) -> np.ndarray:
             return to_bytes(sample_omni(images[block], frames[part][block], points32))
 
         shape = (len(images), len(points))
-        samplers = {"N": upright, "R": rotated, "Omni": omni}
+        samplers = {"N": unrotated, "R": rotated, "Omni": omni}
         for variant in variants:
             name = f"{part}_{variant}"
             blocks = _blocks(shape, samplers[variant], name)
@@ -225,13 +246,13 @@ def prepare(
         "dataset": "spherical MNIST" if digits.source == "MNIST" else "spherical synthetic digits",
         "source": digits.source,
         "raw_sha256": digits.sha256,
+        "edition": edition,
         "grid": grid,
         "points": len(points),
         "projection": {
-            "kind": "stereographic, digit round the south pole",
+            "kind": "stereographic, digit around the south pole",
             "half_width": HALF_WIDTH,
             "epsilon": EPSILON,
-            "legacy_bilinear": legacy_bilinear,
         },
         "rotations": {"kind": "Haar", "images_per_rotation": rotation_chunk},
         **({"omni": OMNI_CARD} if "Omni" in variants else {}),
@@ -241,12 +262,21 @@ def prepare(
         },
         "samples": {**{name: len(index) for name, index in split.items()}, "test": n_test},
         "values": "each signal (not of Omni) stretched to 0..255"
-        if legacy_bilinear
+        if edition == "published"
         else "grey level of the image, 0 = background, 255 = ink; not normalised",
         "sha256": {name: sha256_of_file(out_dir / name) for name in [*files, "split.npz"]},
     }
     write_json(out_dir / "card.json", card)
     return card
+
+
+def _upright_samples(points: np.ndarray, edition: Edition) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function that takes images (n, 28, 28) to their samples (n, P), unrotated."""
+    if edition == "published":
+        coordinates = published_edition.project(*points.T)
+        return lambda images: published_edition.sample(images, *coordinates)
+    matrix = sampling_matrix(points).astype(np.float32)
+    return lambda images: (matrix @ images.reshape(len(images), -1).T.astype(np.float32)).T
 
 
 def _turned(turns: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -255,38 +285,33 @@ def _turned(turns: np.ndarray, points: np.ndarray) -> np.ndarray:
     return turned.reshape(3, len(turns), len(points))
 
 
-def _bilinear(
-    images: np.ndarray, row: np.ndarray, column: np.ndarray, legacy: bool = False
-) -> np.ndarray:
+def _bilinear(images: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
     """Samples of images (n, 28, 28) at pixel coordinates (n, P) each, which are overwritten."""
-    # Three pixels of zeros all round, and coordinates brought to its edge: no test for "inside".
-    border = 3
+    # Two pixels of zeros on each side, and coordinates brought to the edge: no test for "inside".
+    border = 2
     width = SIZE + 2 * border
     padded = np.pad(images, ((0, 0), (border, border), (border, border)))
     flat = padded.astype(row.dtype).ravel()
     fractions, firsts = [], []
     for r in (row, column):
-        np.clip(r, -2, SIZE + 1, out=r)
+        np.clip(r, -border, SIZE, out=r)
         first = np.floor(r)
         fractions.append(r - first)
-        firsts.append(first.astype(np.intp))
-    first_tap = border - 1 if legacy else border
-    pixel = (firsts[0] + first_tap) * width + (firsts[1] + first_tap)
+        firsts.append(first.astype(np.intp) + border)
+    pixel = firsts[0] * width + firsts[1]
     pixel += np.arange(len(images))[:, None] * width**2
 
-    step = 2 if legacy else 1
-    u, v = (1 - f for f in fractions)
-    s, t = (f + 1 for f in fractions) if legacy else fractions
-    upper = u * (v * flat.take(pixel) + t * flat[step:].take(pixel))
-    pixel += step * width
-    return upper + s * (v * flat.take(pixel) + t * flat[step:].take(pixel))
+    s, t = fractions
+    upper = (1 - s) * ((1 - t) * flat.take(pixel) + t * flat[1:].take(pixel))
+    pixel += width
+    return upper + s * ((1 - t) * flat.take(pixel) + t * flat[1:].take(pixel))
 
 
-def _taps(r: np.ndarray, legacy: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+def _taps(r: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """The two (pixel, weight) pairs of a coordinate along one axis."""
     i = np.floor(r).astype(np.intp)
     f = r - i
-    return [(i - 1, 1 - f), (i + 1, 1 + f)] if legacy else [(i, 1 - f), (i + 1, f)]
+    return [(i, 1 - f), (i + 1, f)]
 
 
 def _blocks(

@@ -230,7 +230,7 @@ def test_planes_do_not_depend_on_the_resolution():
 
 
 def test_the_published_faults_of_the_other_data_leave_omni_alone(prepared, tmp_path):
-    faulty = prepare(DIGITS, "latlon10", tmp_path, 4, rotation_chunk=500, legacy_bilinear=True)
+    faulty = prepare(DIGITS, "latlon10", tmp_path, 4, rotation_chunk=500, edition="published")
     plain = json.loads((prepared / "card.json").read_text())
     assert faulty["sha256"]["train_Omni.npy"] == plain["sha256"]["train_Omni.npy"]
     assert faulty["sha256"]["train_R.npy"] != plain["sha256"]["train_R.npy"]

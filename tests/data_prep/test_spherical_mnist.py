@@ -16,8 +16,10 @@ from data_prep import spherical_mnist
 from data_prep.__main__ import main
 from data_prep.files import sha256_of_file
 from data_prep.grids import grid_points
-from data_prep.mnist import SHA256, to_idx
+from data_prep.mnist import SHA256, Digits, to_idx
 from data_prep.spherical_mnist import (
+    EDITIONS,
+    Edition,
     haar_rotations,
     prepare,
     project,
@@ -32,6 +34,13 @@ from data_prep.synthetic_digits import synthetic_digits
 DIGITS = synthetic_digits(60, 30, seed=3)
 NOISE = np.random.default_rng(1).integers(0, 256, (4, 28, 28), dtype=np.uint8)
 IDENTITY = np.broadcast_to(np.eye(3), (4, 3, 3))
+UNCHANGED = {
+    "train_N.npy": "942959d8c1b311e5359bd6c0b6345373a3e2e2020f8b634b5c65556c6a8ade1d",
+    "train_R.npy": "efc6e7d0b43c22196db2e73f26e2b31e66a9f36112490976207a5fe266f044b2",
+    "test_N.npy": "942959d8c1b311e5359bd6c0b6345373a3e2e2020f8b634b5c65556c6a8ade1d",
+    "test_R.npy": "efc6e7d0b43c22196db2e73f26e2b31e66a9f36112490976207a5fe266f044b2",
+    "split.npz": "4c0e918313d9ebe13e7757d1dfa086286cbaae1d47b524bf4c8d99f523b756c5",
+}
 
 
 def direction(from_south: float, azimuth: float) -> np.ndarray:
@@ -45,8 +54,10 @@ def random_points(n: int) -> np.ndarray:
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
-def upright_samples(images: np.ndarray, points: np.ndarray, legacy: bool = False) -> np.ndarray:
-    return (sampling_matrix(points, legacy) @ images.reshape(len(images), -1).T.astype(float)).T
+def upright_samples(
+    images: np.ndarray, points: np.ndarray, edition: Edition = "corrected"
+) -> np.ndarray:
+    return (sampling_matrix(points, edition) @ images.reshape(len(images), -1).T.astype(float)).T
 
 
 def test_south_pole_is_the_middle_of_the_image():
@@ -79,13 +90,11 @@ def test_projection_is_the_ray_through_the_point():
         np.testing.assert_allclose(project(*point), 28 * (s[:2] + 1.5) / 3, atol=1e-9)
 
 
-def test_north_pole_does_not_see_the_digit_except_in_the_published_data():
+def test_north_pole_does_not_see_the_digit():
     north = np.array([[0.0, 0.0, 1.0]])
     image = NOISE[:1].astype(float)
-    assert project(*north[0], both_sides=True) == (14.0, 14.0)
     assert sampling_matrix(north).nnz == 0
     assert sample_rotated(image, IDENTITY[:1], north)[0, 0] == 0
-    assert sampling_matrix(north, legacy=True).nnz > 0
 
 
 def test_sampling_agrees_with_scipy():
@@ -117,63 +126,32 @@ def test_linear_ramp_is_reproduced_exactly_inside():
     np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-12)
 
 
-def naive_legacy(image: np.ndarray, row: float, column: float) -> float:
-    """The published fault, pixel by pixel: lower index i - 1, weights i + 1 - r, r - (i - 1)."""
-
-    def pixel(i: int, j: int) -> float:
-        return float(image[i, j]) if 0 <= i < 28 and 0 <= j < 28 else 0.0
-
-    i, j = math.floor(row), math.floor(column)
-    total = 0.0
-    for a, weight_a in ((i - 1, i + 1 - row), (i + 1, row - (i - 1))):
-        for b, weight_b in ((j - 1, j + 1 - column), (j + 1, column - (j - 1))):
-            total += weight_a * weight_b * pixel(a, b)
-    return total
-
-
-def test_legacy_fault_against_a_naive_loop():
-    points = random_points(600)
-    row, column = project(*points.T)
-    matrix = sampling_matrix(points, legacy=True)
-    images = NOISE.astype(float)
-    rotated = sample_rotated(images, IDENTITY, points, legacy=True)
-    for image, samples in zip(images, rotated, strict=True):
-        expected = [naive_legacy(image, r, c) for r, c in zip(row, column, strict=True)]
-        np.testing.assert_allclose(matrix @ image.ravel(), expected, atol=1e-9)
-        np.testing.assert_allclose(samples, expected, atol=1e-9)
-    middle = (abs(row - 14) < 12) & (abs(column - 14) < 12)
-    np.testing.assert_allclose(matrix.sum(axis=1)[middle], 4)  # "x4 in 2D"
-
-
 def test_bytes():
     samples = np.array([[0.0, 0.4, 0.6, 254.6], [10.0, 10.0, 10.0, 10.0]])
     np.testing.assert_array_equal(to_bytes(samples), [[0, 0, 1, 255], [10] * 4])
-    legacy = to_bytes(np.array([[0.0, 1.0, 2.0, 4.0], [3.0, 3.0, 3.0, 3.0]]), legacy=True)
-    np.testing.assert_array_equal(legacy, [[0, 63, 127, 255], [0] * 4])
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_only_the_legacy_fault_shows_which_way_up_an_image_was(legacy):
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_only_the_published_edition_shows_which_way_up_an_image_was(edition):
     """A half turn of the image about its centre, pixel (14, 14), is a half turn of the signal; with
     the fault it is another signal: the weights jump on one side of a pixel, not on the other."""
     points = random_points(800)
     images = NOISE.copy()
     images[:, 0] = images[:, :, 0] = 0  # a half turn about pixel 14 takes 1..27 to itself
     turned = np.roll(images[:, ::-1, ::-1], 1, axis=(1, 2))
-    signals = upright_samples(turned, points, legacy)
-    expected = upright_samples(images, points * [-1, -1, 1], legacy)
+    signals = upright_samples(turned, points, edition)
+    expected = upright_samples(images, points * [-1, -1, 1], edition)
     error = np.abs(signals - expected).max() / np.abs(expected).max()
-    assert error > 0.1 if legacy else error < 1e-12
+    assert error > 0.1 if edition == "published" else error < 1e-12
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_identity_rotation_is_the_upright_signal(legacy):
+def test_identity_rotation_is_the_upright_signal():
     points = random_points(1000)
-    upright = upright_samples(NOISE, points, legacy)
-    np.testing.assert_allclose(sample_rotated(NOISE, IDENTITY, points, legacy), upright, atol=1e-9)
-    single = sample_rotated(NOISE, IDENTITY, points.astype(np.float32), legacy)
+    upright = upright_samples(NOISE, points)
+    np.testing.assert_allclose(sample_rotated(NOISE, IDENTITY, points), upright, atol=1e-9)
+    single = sample_rotated(NOISE, IDENTITY, points.astype(np.float32))
     assert single.dtype == np.float32
-    grey = [to_bytes(samples, legacy).astype(int) for samples in (single, upright)]
+    grey = [to_bytes(samples).astype(int) for samples in (single, upright)]
     assert np.abs(grey[0] - grey[1]).max() <= 1
     assert np.mean(grey[0] != grey[1]) < 2e-3
 
@@ -275,6 +253,7 @@ def test_prepared_files(prepared):
     assert card["sha256"] == {n: sha256_of_file(prepared / n) for n in [*names, "split.npz"]}
     assert card["dataset"] == "spherical synthetic digits" and card["source"] == "synthetic digits"
     assert card["raw_sha256"] == DIGITS.sha256
+    assert card["edition"] == "corrected"
     assert card["samples"] == {"train": 54, "validation": 6, "test": 30}
     assert card["classes"] == {"train": [6] * 10, "test": [3] * 10}
     for name, n in {"train_N": 60, "train_R": 60, "test_N": 30, "test_R": 30}.items():
@@ -327,14 +306,19 @@ def test_train_and_test_have_separate_rotations(tmp_path):
     assert differ.mean() > 0.9
 
 
-def test_legacy_is_stretched_to_full_range(tmp_path):
-    dim = DIGITS._replace(
-        train_images=DIGITS.train_images // 3, test_images=DIGITS.test_images // 3
-    )
-    card = prepare(dim, "icosphere2", tmp_path, rotation_chunk=500, legacy_bilinear=True)
-    for name in ("train_N", "train_R"):
-        assert (np.load(tmp_path / f"{name}.npy").max(axis=1) == 255).all()
-    assert card["projection"]["legacy_bilinear"] and card["rotations"]["images_per_rotation"] == 500
+def test_corrected_edition_has_not_changed(tmp_path, monkeypatch):
+    """Recorded runs hold the SHA-256 of its arrays. These are from the code that made them (commit
+    8b325dd). Quarter turns about the axes have entries 0, 1 and -1, so that matrix products are
+    exact on every processor."""
+
+    def quarter_turns(n: int, rng: np.random.Generator, chunk: int) -> np.ndarray:
+        return np.rint(Rotation.create_group("O").as_matrix())[:n]
+
+    monkeypatch.setattr(spherical_mnist, "haar_rotations", quarter_turns)
+    images = np.random.default_rng(7).integers(0, 256, (24, 28, 28), dtype=np.uint8)
+    labels = np.arange(24, dtype=np.uint8) % 10
+    card = prepare(Digits(images, labels, images, labels, "noise", {}), "icosphere3", tmp_path)
+    assert {name: card["sha256"][name] for name in UNCHANGED} == UNCHANGED
 
 
 def test_failure_leaves_no_card(prepared, tmp_path, monkeypatch):
@@ -356,6 +340,7 @@ def test_failure_leaves_no_card(prepared, tmp_path, monkeypatch):
     [
         ({"seed": -1}, "seed"),
         ({"rotation_chunk": 0}, "rotation_chunk"),
+        ({"edition": "legacy"}, "unknown edition 'legacy': editions are published, corrected"),
         ({"grid": "icosphere9"}, "level"),
         ({"raw": DIGITS._replace(train_labels=DIGITS.train_labels[:1])}, "at least 2"),
     ],
@@ -369,7 +354,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, change, 
 
 def test_command_line(tmp_path):
     arguments = ["spherical-mnist", "--synthetic", "60", "30", "--grid", "icosphere1"]
-    arguments += ["--seed", "3", "--rotation-chunk", "500", "--legacy-bilinear"]
+    arguments += ["--seed", "3", "--rotation-chunk", "500", "--edition", "published"]
     run = subprocess.run(
         [sys.executable, "-m", "data_prep", *arguments, "--out", str(tmp_path / "a")],
         cwd=Path(__file__).parents[2],
@@ -377,8 +362,9 @@ def test_command_line(tmp_path):
         text=True,
     )
     assert (run.returncode, run.stderr) == (0, "")
-    expected = prepare(DIGITS, "icosphere1", tmp_path / "b", 3, 500, True)
+    expected = prepare(DIGITS, "icosphere1", tmp_path / "b", 3, 500, "published")
     assert json.loads((tmp_path / "a" / "card.json").read_text()) == expected
+    assert expected["edition"] == "published" and "projection" in expected
 
 
 @pytest.mark.parametrize(
