@@ -45,8 +45,9 @@ def open_prepared(run: RunConfig, data_root: Path) -> tuple[Path, dict[str, Any]
         card = json.loads(path.read_text())
     except ValueError as error:
         raise RunError(f"{path} cannot be read ({error}): delete {folder} and {again}") from error
-    for fault in [*disagreements(run, card), *changed_files(folder, card)]:
-        raise RunError(f"{folder}: {fault}; delete the folder and {again}")
+    faults = disagreements(run, card) or changed_files(folder, card)
+    if faults:
+        raise RunError(f"{folder}: {faults[0]}; delete the folder and {again}")
     return folder, card
 
 
