@@ -208,7 +208,8 @@ def test_parameters_are_those_of_its_card_and_near_the_claim(task, name):
 def test_card_says_what_is_claimed_and_by_whom(task, name):
     card = card_of(task, name)
     assert card["name"] == name
-    assert {"paper", "code", "claims", "input", "recipe", "deviations", "open_points"} <= set(card)
+    assert {"paper", "code", "compared_with_code", "claims", "input", "recipe"} <= set(card)
+    assert {"deviations", "open_points"} <= set(card)
     if card["paper"] is not None:
         assert {"title", "authors", "venue", "year", "arxiv"} <= set(card["paper"])
     if task == "synthetic_rooms":
@@ -218,6 +219,15 @@ def test_card_says_what_is_claimed_and_by_whom(task, name):
         assert listed[claim["metric"], claim["setting"]] == claim["value"]
         assert claim["by"]
     assert len(card["claims"]) == len(listed)
+
+
+@all_models
+def test_card_says_in_one_line_how_the_module_was_compared_with_public_code(task, name):
+    card = card_of(task, name)
+    line, url = card["compared_with_code"], (card["code"] or {}).get("url")
+    assert line.endswith(".") and "\n" not in line
+    if not line.startswith("Not compared"):
+        assert url and line.startswith(url.removeprefix("https://github.com/"))
 
 
 def test_networks_on_the_icosphere_read_digits_in_one_pose():
