@@ -239,6 +239,16 @@ def test_card_says_in_one_line_how_the_module_was_compared_with_public_code(task
         assert url and line.startswith(url.removeprefix("https://github.com/"))
 
 
+@all_models
+def test_card_is_made_of_sentences(task, name):
+    """A colon in a plain scalar would make a mapping of one."""
+    card = card_of(task, name)
+    assert all(isinstance(point, str) for point in card["open_points"])
+    for deviation in card["deviations"]:
+        assert list(deviation) == ["what", "why"]
+        assert all(isinstance(text, str) for text in deviation.values())
+
+
 def test_a_reported_number_counts_as_read_only_in_its_original_paper_or_code():
     """So the tables have a dagger beside all others."""
     claims = read_reported()
