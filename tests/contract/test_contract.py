@@ -23,7 +23,7 @@ SEGMENTATION = ("stanford_2d3ds", "synthetic_rooms")
 """Tasks with one label for each point."""
 READ_IN_ORIGINAL = {
     "original paper": "yes",
-    "authors' code": "yes",
+    "authors' code": "no",
     "PDO-eS2CNN paper": "no",
     "secondary source": "no",
     "memory": "no",
