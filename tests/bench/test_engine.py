@@ -105,6 +105,24 @@ def test_provenance_tells_where_all_stretches_come_from(tmp_path, tiny_data, mon
         assert "resumed_from" not in facts
 
 
+@pytest.mark.parametrize("model", ["UGSCNN", "PDO-eS2CNN-small", "IcosahedralCNN"])
+def test_unfilled_memory_changes_no_bit(tmp_path, tiny_data, monkeypatch, model):
+    """Filled, what nobody has written is NaN: a network that read it would lose its numbers."""
+    run, weights, real = tiny_run(model, epochs=1), [], engine.seed_everything
+    for fill in (False, True):
+
+        def seeded(seed, fill=fill):
+            real(seed)
+            assert torch.utils.deterministic.fill_uninitialized_memory is False
+            assert torch.are_deterministic_algorithms_enabled()
+            torch.utils.deterministic.fill_uninitialized_memory = fill
+
+        monkeypatch.setattr(engine, "seed_everything", seeded)
+        train(run, tmp_path / str(fill), tiny_data, CPU, track=False)
+        weights.append((run_folder(tmp_path / str(fill), run) / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
 def test_a_run_leaves_what_it_promises(tmp_path, tiny_data):
     run = tiny_run("UGSCNN")
     metrics = train(run, tmp_path, tiny_data, CPU, track=False)
