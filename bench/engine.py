@@ -1,7 +1,8 @@
 """Training one run, from its configuration to metrics.json; readable from top to bottom.
 
-Killed and resumed equals never killed, bit for bit, on a CPU with the same number of threads: the
-checkpoint carries everything that changes, and the rest is a function of the configuration.
+Killed and resumed equals never killed, bit for bit, on one processor model with the same number of
+threads: the checkpoint carries everything that changes, and the rest is a function of the
+configuration.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from bench import checkpoint, tracking
 from bench.checkpoint import Progress
 from bench.config import RunConfig
 from bench.errors import RunError
+from bench.hardware import peak_memory_gb
 from bench.precision import autocast, precision
-from bench.provenance import peak_memory_gb, provenance
+from bench.provenance import provenance
 from bench.registry import MODELS
 from bench.seeds import derive
 from bench.tables import read_metrics
@@ -41,7 +43,10 @@ from data_prep.files import atomic_path, write_bytes, write_json
 
 log = logging.getLogger("bench")
 
-ORIGIN = ("git_commit", "git_dirty", "torch", "threads", "device", "cpu", "gpu", "precision")
+ORIGIN = (
+    *("git_commit", "git_dirty"),
+    *("torch", "threads", "device", "cpu", "processor", "gpu", "precision"),
+)
 """What may differ between the stretches of a run that was stopped, of its provenance."""
 
 

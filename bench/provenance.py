@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from bench import machine
 from bench.config import RunConfig, planned_runs, shipped
+from bench.hardware import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,29 +79,6 @@ def origin(command: str, facts: dict[str, Any]) -> str:
 def stretches(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Of a run's provenance: each stretch of a run that was resumed, the last one is `facts`."""
     return [*facts.get("resumed_from", []), facts]
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """Processor, memory and, on CUDA, the GPU's name."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory_gb": round(machine.memory_gb(), 1),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-    }
-
-
-def peak_memory_gb(device: torch.device) -> dict[str, float]:
-    """Peak resident memory of this process and, on CUDA, of the device."""
-    peak = {"peak_memory_gb": round(machine.peak_memory_gb(), 3)}
-    if device.type == "cuda":
-        peak["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-    return peak
 
 
 def _name(distribution: metadata.Distribution) -> str:

@@ -77,13 +77,24 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, tiny_data, monkeypat
         np.testing.assert_array_equal(a[name], b[name])
 
 
-@pytest.mark.parametrize("changed", ["git_dirty", "threads", None])
+CHANGES = {
+    "git_dirty": {"git_dirty": True},
+    "threads": {"threads": 2},
+    "processor": {"processor": {"name": "AMD EPYC", "flags": ["avx2"]}},
+}
+
+
+@pytest.mark.parametrize("changed", [*CHANGES, None])
 def test_provenance_tells_where_all_stretches_come_from(tmp_path, tiny_data, monkeypatch, changed):
-    """Local changes at the start are not forgotten when the rest comes from a clean commit."""
-    run, before = tiny_run(epochs=2), {"git_commit": "a", "git_dirty": False, "threads": 1}
+    """Local changes at the start are not forgotten when the rest comes from a clean commit; a
+    processor of the same name may be another one."""
+    run, before = tiny_run(epochs=2), {"git_commit": "a", "threads": 1}
+    before |= {"git_dirty": False}
+    before |= {"cpu": "AMD EPYC", "processor": {"name": "AMD EPYC", "flags": ["avx2", "amx_bf16"]}}
     after = dict(before)
     if changed:
-        before[changed] = {"git_dirty": True, "threads": 2}[changed]
+        before |= CHANGES[changed]
+    if changed == "git_dirty":
         after["git_commit"] = "b"
     real = engine.provenance
     for stretch, steps in ((before, 3), (before, 5), (after, None)):
