@@ -6,25 +6,31 @@ import hashlib
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.config import RunConfig, planned_runs, shipped
 from bench.hardware import hardware
+from bench.source_tree import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 
+def provenance(
+    run: RunConfig, device: torch.device, data: dict[str, Any], code: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the facts of a run that can be known before its end, plain values only.
 
-def provenance(run: RunConfig, device: torch.device, data: dict[str, Any]) -> dict[str, Any]:
-    """Facts of a run that can be known before its end, plain values only."""
+    `data` describes the prepared data (`bench.prepared.describe`), `code` the source tree
+    (`bench.source_tree.git_state`) as it was when the run started. The engine adds `precision`,
+    dates, times and memory, and `resumed_from`: code and machine of earlier stretches, if they
+    differ. A recorded run may have `caveats` besides, added by hand: a list of sentences on what
+    cannot be known of it or is not as it should be. Tables print them as footnotes.
+    """
     lock = ROOT / "requirements.lock"
     return {
-        **git_state(),
+        **code,
         "command": command(run),
         "argv": [os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]],
         "config": run.model_dump(),
@@ -51,23 +57,6 @@ def command(run: RunConfig) -> str:
         target = f"results/runs/{run.key}/metrics.json"
         return f"snakemake --cores 2 --config protocol={run.protocol} -- {target}"
     return shlex.join(["python", "-m", "bench", "train", "--run", run.canonical_json()])
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of the source tree, and whether tracked files differ from it; None outside git."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
-        except FileNotFoundError:  # no git on this machine
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else bool(status),
-    }
 
 
 def origin(command: str, facts: dict[str, Any]) -> str:

@@ -14,7 +14,8 @@ from bench.config import ProtocolConfig
 from bench.errors import RunError
 from bench.frames import over_runs
 from bench.hardware import hardware
-from bench.provenance import git_state, origin
+from bench.provenance import origin
+from bench.source_tree import git_state
 from bench.tables import command, finished_runs
 from data_prep.files import atomic_path, write_bytes
 
