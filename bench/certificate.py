@@ -19,10 +19,10 @@ from bench import equivariance
 from bench.equivariance import certify
 from bench.errors import ConfigError, RunError, unknown
 from bench.interpolation import NEIGHBOURS, bilinear_interpolation, interpolation
-from bench.provenance import git_state
 from bench.registry import MODELS, models_of
 from bench.rotated_signals import BAND_LIMIT, digits, molecules, rooms
 from bench.seeds import derive
+from bench.source_tree import git_state
 from bench.tasks_qm7 import in_one_batch
 from bench.tasks_rooms import IGNORED
 from data_prep.grids import grid_points

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from bench.convergence import DEGREE, fit_order, measure_family, measure_fibre
 from bench.errors import ConfigError
-from bench.provenance import git_state, hardware, origin
+from bench.hardware import hardware
+from bench.provenance import origin
+from bench.source_tree import git_state
 from bench.stencil_digits import compare_on_digits, cost, digits_of
 from bench.stencil_families import EQUAL, FAMILIES, LINEAR, SMOOTH, Family, Smoother
 from data_prep.files import atomic_path

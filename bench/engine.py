@@ -1,7 +1,8 @@
 """Training one run, from its configuration to metrics.json; readable from top to bottom.
 
-Killed and resumed equals never killed, bit for bit, on a CPU with the same number of threads: the
-checkpoint carries everything that changes, and the rest is a function of the configuration.
+Killed and resumed equals never killed, bit for bit, on one processor model with the same number of
+threads: the checkpoint carries everything that changes, and the rest is a function of the
+configuration.
 """
 
 from __future__ import annotations
@@ -31,17 +32,22 @@ from bench import checkpoint, tracking
 from bench.checkpoint import Progress
 from bench.config import RunConfig
 from bench.errors import RunError
+from bench.hardware import peak_memory_gb
 from bench.precision import autocast, precision
-from bench.provenance import peak_memory_gb, provenance
+from bench.provenance import provenance
 from bench.registry import MODELS
 from bench.seeds import derive
+from bench.source_tree import git_state
 from bench.tables import read_metrics
 from bench.tasks import TASK_CLASSES
 from data_prep.files import atomic_path, write_bytes, write_json
 
 log = logging.getLogger("bench")
 
-ORIGIN = ("git_commit", "git_dirty", "torch", "threads", "device", "cpu", "gpu", "precision")
+ORIGIN = (
+    *("git_commit", "git_dirty", "git_problem"),
+    *("torch", "threads", "device", "cpu", "processor", "gpu", "precision"),
+)
 """What may differ between the stretches of a run that was stopped, of its provenance."""
 
 
@@ -73,6 +79,7 @@ def train(
     if finished is not None:
         log.info("%s has finished: delete %s to train it again", run.key, folder)
         return finished
+    code = git_state()  # at once: files may be edited while data are read
     folder.mkdir(parents=True, exist_ok=True)
     task = TASK_CLASSES[run.task](run, data)
     seed_everything(derive(run.base_seed, "initialisation", run.seed))
@@ -92,9 +99,11 @@ def train(
         _write_history(folder / "history.csv", progress.history)
     with atomic_path(folder / "config.yaml") as path:
         path.write_text(yaml.safe_dump(run.model_dump(), sort_keys=False))
-    facts = provenance(run, device, task.facts)
+    facts = provenance(run, device, task.facts, code)
     facts["precision"] = precision(device, run.train.amp)
     _add_origin(facts, progress.origins)
+    if facts["git_dirty"] is not False:
+        log.warning("this run cannot be recorded: %s", facts["git_problem"])
 
     with (
         tracking.track(results, run.key, run.model_dump(), facts, enabled=track) as tracked,
@@ -286,8 +295,8 @@ def _compact(values: np.ndarray) -> np.ndarray:
 
 
 def _add_origin(facts: dict[str, Any], origins: list[dict[str, Any]]) -> None:
-    """Notes where this stretch of a run comes from, and in its provenance where those before it
-    came from, if that differs: a run has local changes if any of its stretches had."""
+    """Note where this stretch of a run comes from, and in its provenance where those before it came
+    from, if that differs: a run has local changes if any of its stretches had."""
     here = {key: facts[key] for key in ORIGIN}
     if here not in origins[-1:]:
         origins.append(here)
@@ -295,12 +304,21 @@ def _add_origin(facts: dict[str, Any], origins: list[dict[str, Any]]) -> None:
         facts["resumed_from"] = origins[:-1]
         dirty = {origin["git_dirty"] for origin in origins}
         facts["git_dirty"] = True if True in dirty else None if None in dirty else False
+        for origin in origins[:-1]:
+            if origin["git_dirty"] is not False and facts["git_problem"] is None:
+                reason = origin.get("git_problem") or "local changes"
+                facts["git_problem"] = f"its first epochs were trained otherwise: {reason}"
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch (CPU and CUDA) and ask for deterministic algorithms."""
+    """Seed torch (CPU and CUDA) and ask for deterministic algorithms.
+
+    With these torch would fill every new tensor before it is written, for code that reads what
+    nobody wrote. None here does (a test holds the bits equal), and filling takes a tenth of a step.
+    """
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 

@@ -6,25 +6,31 @@ import hashlib
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import machine
 from bench.config import RunConfig, planned_runs, shipped
+from bench.hardware import hardware
+from bench.source_tree import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 
+def provenance(
+    run: RunConfig, device: torch.device, data: dict[str, Any], code: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the facts of a run that can be known before its end, plain values only.
 
-def provenance(run: RunConfig, device: torch.device, data: dict[str, Any]) -> dict[str, Any]:
-    """Facts of a run that can be known before its end, plain values only."""
+    `data` describes the prepared data (`bench.prepared.describe`), `code` the source tree
+    (`bench.source_tree.git_state`) as it was when the run started. The engine adds `precision`,
+    dates, times and memory, and `resumed_from`: code and machine of earlier stretches, if they
+    differ. A recorded run may have `caveats` besides, added by hand: a list of sentences on what
+    cannot be known of it or is not as it should be. Tables print them as footnotes.
+    """
     lock = ROOT / "requirements.lock"
     return {
-        **git_state(),
+        **code,
         "command": command(run),
         "argv": [os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]],
         "config": run.model_dump(),
@@ -53,23 +59,6 @@ def command(run: RunConfig) -> str:
     return shlex.join(["python", "-m", "bench", "train", "--run", run.canonical_json()])
 
 
-def git_state() -> dict[str, Any]:
-    """Commit of the source tree, and whether tracked files differ from it; None outside git."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
-        except FileNotFoundError:  # no git on this machine
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else bool(status),
-    }
-
-
 def origin(command: str, facts: dict[str, Any]) -> str:
     """Command, commit and processor in words, of facts that `git_state` and `hardware` gave."""
     changed = " with local changes" if facts["git_dirty"] else ""
@@ -79,29 +68,6 @@ def origin(command: str, facts: dict[str, Any]) -> str:
 def stretches(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Of a run's provenance: each stretch of a run that was resumed, the last one is `facts`."""
     return [*facts.get("resumed_from", []), facts]
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """Processor, memory and, on CUDA, the GPU's name."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory_gb": round(machine.memory_gb(), 1),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-    }
-
-
-def peak_memory_gb(device: torch.device) -> dict[str, float]:
-    """Peak resident memory of this process and, on CUDA, of the device."""
-    peak = {"peak_memory_gb": round(machine.peak_memory_gb(), 3)}
-    if device.type == "cuda":
-        peak["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
-    return peak
 
 
 def _name(distribution: metadata.Distribution) -> str:

@@ -13,7 +13,9 @@ from bench.certificate import certificate
 from bench.config import ProtocolConfig
 from bench.errors import RunError
 from bench.frames import over_runs
-from bench.provenance import git_state, hardware, origin
+from bench.hardware import hardware
+from bench.provenance import origin
+from bench.source_tree import git_state
 from bench.tables import command, finished_runs
 from data_prep.files import atomic_path, write_bytes
 

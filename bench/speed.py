@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.convergence import fit_order
+from bench.hardware import peak_memory_gb
 from bench.precision import autocast, precision
-from bench.provenance import peak_memory_gb
 from bench.registry import MODELS
 from data_prep.grids import grid_points
 from pdo.activation import fibre_basis

@@ -13,7 +13,9 @@ from tqdm import tqdm
 from bench import speed
 from bench.errors import ConfigError
 from bench.figures_method import time_and_memory
-from bench.provenance import git_state, hardware, origin
+from bench.hardware import hardware
+from bench.provenance import origin
+from bench.source_tree import git_state
 from bench.speed_peers import PACKAGES, compare_with_peers, environment
 from data_prep.files import atomic_path, write_bytes, write_json
 from pdo.mesh import MAX_LEVEL

@@ -47,9 +47,11 @@ def torch_as_it_was(monkeypatch) -> Iterator[None]:
     """What a command or a training asks of the whole process ends with the test."""
     monkeypatch.setattr("bench.__main__._keep_freed_memory", lambda: None)
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(strict)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 @pytest.fixture

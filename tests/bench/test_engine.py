@@ -17,7 +17,7 @@ import yaml
 from bench import checkpoint, engine
 from bench.engine import Interrupted, learning_rate, steps_per_epoch, train
 from bench.errors import RunError
-from bench.provenance import git_state, provenance
+from bench.provenance import provenance
 from bench.tasks import SphericalMNIST
 from tests.conftest import N_TRAIN, tiny_run
 
@@ -43,11 +43,6 @@ def stop_after(monkeypatch, steps: int) -> None:
         return batch(self, name, positions)
 
     monkeypatch.setattr(SphericalMNIST, "batch", counting)
-
-
-def test_without_git_a_run_says_that_it_knows_no_commit(monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert git_state() == {"git_commit": None, "git_dirty": None}
 
 
 @pytest.mark.parametrize("model", ["UGSCNN", "PDO-eS2CNN-small"])
@@ -77,16 +72,30 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, tiny_data, monkeypat
         np.testing.assert_array_equal(a[name], b[name])
 
 
-@pytest.mark.parametrize("changed", ["git_dirty", "threads", None])
-def test_provenance_tells_where_all_stretches_come_from(tmp_path, tiny_data, monkeypatch, changed):
-    """Local changes at the start are not forgotten when the rest comes from a clean commit."""
-    run, before = tiny_run(epochs=2), {"git_commit": "a", "git_dirty": False, "threads": 1}
+CHANGES = {
+    "git_dirty": {"git_dirty": True, "git_problem": "bench/engine.py differs"},
+    "threads": {"threads": 2},
+    "processor": {"processor": {"name": "AMD EPYC", "flags": ["avx2"]}},
+}
+
+
+@pytest.mark.parametrize("changed", [*CHANGES, None])
+def test_provenance_tells_where_all_stretches_come_from(
+    tmp_path, tiny_data, monkeypatch, caplog, changed
+):
+    """Local changes at the start are not forgotten when the rest comes from a clean commit; a
+    processor of the same name may be another one."""
+    run, before = tiny_run(epochs=2), {"git_commit": "a", "threads": 1}
+    before |= {"git_dirty": False, "git_problem": None}
+    before |= {"cpu": "AMD EPYC", "processor": {"name": "AMD EPYC", "flags": ["avx2", "amx_bf16"]}}
     after = dict(before)
     if changed:
-        before[changed] = {"git_dirty": True, "threads": 2}[changed]
+        before |= CHANGES[changed]
+    if changed == "git_dirty":
         after["git_commit"] = "b"
     real = engine.provenance
     for stretch, steps in ((before, 3), (before, 5), (after, None)):
+        caplog.clear()
         with monkeypatch.context() as patch:
             patch.setattr(engine, "provenance", lambda *a, s=stretch: real(*a) | s)
             if steps:
@@ -103,6 +112,43 @@ def test_provenance_tells_where_all_stretches_come_from(tmp_path, tiny_data, mon
         assert first.items() >= before.items() and first["precision"] == facts["precision"]
     else:
         assert "resumed_from" not in facts
+    problem = "its first epochs were trained otherwise: bench/engine.py differs"
+    assert facts["git_problem"] == (problem if changed == "git_dirty" else None)
+    assert ("cannot be recorded: its first epochs" in caplog.text) == (changed == "git_dirty")
+
+
+@pytest.mark.parametrize("dirty", [True, False, None])
+def test_a_run_says_at_its_start_that_it_cannot_be_recorded(
+    tmp_path, tiny_data, monkeypatch, caplog, dirty
+):
+    """In one line, before the first epoch."""
+    problem = None if dirty is False else "torch.py is not of commit abc1234"
+    code = {"git_commit": None, "git_dirty": dirty, "git_problem": problem}
+    monkeypatch.setattr(engine, "git_state", lambda: code)
+    with caplog.at_level("INFO", "bench"):
+        train(tiny_run(), tmp_path, tiny_data, CPU, track=False)
+    lines = [f"this run cannot be recorded: {problem}"] if problem else []
+    assert caplog.messages[:-2] == lines and " epoch 1/2 " in caplog.messages[-2]
+    facts = json.loads((run_folder(tmp_path, tiny_run()) / "provenance.json").read_text())
+    assert facts.items() >= code.items()
+
+
+@pytest.mark.parametrize("model", ["UGSCNN", "PDO-eS2CNN-small", "IcosahedralCNN"])
+def test_unfilled_memory_changes_no_bit(tmp_path, tiny_data, monkeypatch, model):
+    """Filled, what nobody has written is NaN: a network that read it would lose its numbers."""
+    run, weights, real = tiny_run(model, epochs=1), [], engine.seed_everything
+    for fill in (False, True):
+
+        def seeded(seed, fill=fill):
+            real(seed)
+            assert torch.utils.deterministic.fill_uninitialized_memory is False
+            assert torch.are_deterministic_algorithms_enabled()
+            torch.utils.deterministic.fill_uninitialized_memory = fill
+
+        monkeypatch.setattr(engine, "seed_everything", seeded)
+        train(run, tmp_path / str(fill), tiny_data, CPU, track=False)
+        weights.append((run_folder(tmp_path / str(fill), run) / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, tiny_data):
