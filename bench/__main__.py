@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     rooms.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
     report = add("report", _report, "one page of tables, figures and runs: results/report.html")
     report.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
+    tables.add_argument(
+        "--recorded", action="store_true", help="of the recorded runs, into results/recorded"
+    )
     tables.add_argument("--rows", nargs="+", help="rows of the tables; needs --out")
     tables.add_argument("--columns", nargs="+", help="columns, for example N/N N/R; needs --out")
     tables.add_argument("--out", type=Path, help="folder (default results/tables/<protocol>)")
@@ -75,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
             "--unavailable", type=json.loads, help="why data sets are missing: JSON, by task"
         )
     for sub in (tables, recorded, robust, planned, rooms, report):
-        sub.add_argument("--protocol", default="default", help="name in config/, or JSON")
+        sub.add_argument("--protocol", default="default", help="name in config/, file, or JSON")
     energies.add_argument(
         "--protocol", nargs="+", default=["default"], help="the first gives the parity plots"
     )
@@ -117,9 +120,18 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--rotate", type=int, metavar="SEED", help="a random rotation for each")
     predict.add_argument("--json", action="store_true", help="all numbers")
     released = add("release", _release, "copy recorded networks into the package, pdo/pretrained")
+    audited = add("audit", _audit, "check every run, recorded table and quoted number")
+    audited.add_argument("protocols", nargs="*", help="names of protocols (default: all)")
+    audited.add_argument("--evaluate", metavar="RUN", help="evaluate the weights of one run")
+    again = add("reproduce", _reproduce, "train one recorded run again and compare")
+    again.add_argument("run", help="PROTOCOL/TASK/MODEL/SETTING/seedK")
+    scratch = Path("results/reproduced")
+    again.add_argument("--out", type=Path, default=scratch, help="folder of the new run")
+    for sub in (audited, again):
+        sub.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
     migrated = add("migrate", _migrate, "rename runs of earlier releases")
     with_results = (one, tables, recorded, robust, planned, energies, rooms, report, sync, released)
-    for sub in (*with_results, migrated):
+    for sub in (*with_results, audited, again, migrated):
         sub.add_argument("--results", type=Path, default=Path("results"), help="results folder")
     add("models", _models, "list the registered models")
     add("config", _config, "write config/schema.json and config/reference.yaml")
@@ -140,6 +152,8 @@ def _json(text: str, what: str) -> Any:
 
 
 def _protocol(argument: str) -> ProtocolConfig:
+    if argument.endswith(".yaml"):
+        return config.load_protocol(Path(argument))
     if argument.startswith("{"):
         return config.parse_protocol(_json(argument, "--protocol"))
     file = config.protocol_file(argument)
@@ -179,15 +193,17 @@ def _tables(options: argparse.Namespace) -> None:
 
     if (options.rows or options.columns) and options.out is None:
         raise ConfigError("--rows and --columns make a part of a table: name its folder by --out")
-    for path in write_tables(
-        _protocol(options.protocol),
-        options.results,
-        options.unavailable,
-        options.out,
-        models=options.rows,
-        settings=options.columns,
-    ):
-        print(path)
+    protocol, chosen = _protocol(options.protocol), (options.rows, options.columns)
+    if options.recorded:
+        from bench.record import write_recorded_tables
+
+        out = options.out or options.results / "recorded" / protocol.protocol
+        paths = write_recorded_tables(protocol, options.results, out, *chosen)
+    else:
+        paths = write_tables(
+            protocol, options.results, options.unavailable, options.out, None, *chosen
+        )
+    print(*paths, sep="\n")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -321,6 +337,34 @@ def _release(options: argparse.Namespace) -> None:
     from bench.release import release
 
     print(*release(options.results), sep="\n")
+
+
+def _audit(options: argparse.Namespace) -> int:
+    if options.evaluate:
+        from bench.reproduce import evaluate_recorded
+
+        text, same = evaluate_recorded(options.evaluate, options.results, options.data)
+        print(text)
+        return 0 if same else 1
+    from bench.audit import audit
+
+    found = audit(options.results, options.protocols or None)
+    for fault in found.faults:
+        print(fault)
+    for note in found.notes:
+        print(f"note: {note}")
+    count = f"{found.runs} runs, {found.tables} tables and {found.quotes} quotes checked"
+    print(f"{count}: {f'{len(found.faults)} faults' if found.faults else 'no fault'}")
+    return 1 if found.faults else 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from bench.reproduce import reproduce
+
+    _keep_freed_memory()
+    text, same = reproduce(options.run, options.results, options.data, options.out)
+    print(text)
+    return 0 if same else 1
 
 
 def _migrate(options: argparse.Namespace) -> None:

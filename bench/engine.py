@@ -36,9 +36,9 @@ from bench.hardware import peak_memory_gb
 from bench.precision import autocast, precision
 from bench.provenance import provenance
 from bench.registry import MODELS
+from bench.run_folder import RUN_FILES, read_metrics
 from bench.seeds import derive
 from bench.source_tree import git_state
-from bench.tables import read_metrics
 from bench.tasks import TASK_CLASSES
 from data_prep.files import atomic_path, write_bytes, write_json
 
@@ -83,7 +83,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     task = TASK_CLASSES[run.task](run, data)
     seed_everything(derive(run.base_seed, "initialisation", run.seed))
-    model = _build(run)
+    model = build(run)
     task.fit(model)
     model = model.to(device)
     optimizer = _optimizer(run, model)
@@ -132,7 +132,7 @@ def train(
             tracked.log_epoch(row, progress.epoch)
             _log_epoch(run, row)
         metrics = _finish(run, folder, task, model, progress, best, facts, device)
-        tracked.finish(metrics, [p for name in tracking.RUN_FILES if (p := folder / name).exists()])
+        tracked.finish(metrics, [p for name in RUN_FILES if (p := folder / name).exists()])
     saved.unlink(missing_ok=True)
     return metrics
 
@@ -322,7 +322,12 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _build(run: RunConfig) -> nn.Module:
+def build(run: RunConfig) -> nn.Module:
+    """Return the network of a run, with the weights of the present random state.
+
+    Raises:
+        RunError: its constructor does not take its options.
+    """
     try:
         return MODELS[run.task, run.network].build(level=run.data.level, **run.options)
     except (TypeError, ValueError) as error:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
 
-from bench.config import ProtocolConfig, planned_runs
+from bench.config import ProtocolConfig, RunConfig, planned_runs
 from bench.provenance import stretches
 from bench.registry import TASKS
-from bench.tables import by_edition, called, ended_runs
+from bench.run_folder import ended_runs
+from bench.tables import by_edition, called
 
 NOT_REPORTED = "not reported"
 DAGGER = "†"
 DAGGER_NOTE = f"{DAGGER} Reported value not read in the original paper, see the model card."
+Link = Callable[[RunConfig], str]
+"""Gives the address of a run's folder, as a page links it."""
 EDITIONS_PAGE = "docs/findings/sampling-leak.md"
 
 
@@ -61,8 +66,11 @@ def _kind(row: Any) -> str:
     return row.edition or "reproduced"
 
 
-def long(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table in full, as text: seeds, 95 % interval, difference to the reported value."""
+def long(table: pd.DataFrame, link: Link) -> pd.DataFrame:
+    """Return the table in full, as text: seeds, 95 % interval, difference to the reported value.
+
+    The last column links each run that has ended, as Markdown, at the address that `link` gives.
+    """
     marks = notes(table)
     return pd.DataFrame(
         [
@@ -75,10 +83,17 @@ def long(table: pd.DataFrame) -> pd.DataFrame:
                 "seeds": _seeds(row),
                 "95 % interval": "" if pd.isna(row.ci95_half_width) else _interval(row),
                 "difference": _difference(row, marks),
+                "runs": " ".join(f"[{_short(run)}]({link(run)})" for run in row.runs),
             }
             for row in table.itertuples()
         ]
     )
+
+
+def _short(run: RunConfig) -> str:
+    """Return what tells a run from others of its cell: seed, or fold and seed."""
+    fold = f"{run.setting}/" if run.setting.startswith("fold") else ""
+    return f"{fold}seed{run.seed}"
 
 
 def by_setting(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
@@ -147,11 +162,16 @@ def origins(protocol: ProtocolConfig, task: str, results: Path) -> pd.DataFrame:
 
 
 def page_frames(
-    protocol: ProtocolConfig, task: str, table: pd.DataFrame, results: Path, made: pd.DataFrame
+    protocol: ProtocolConfig,
+    task: str,
+    table: pd.DataFrame,
+    results: Path,
+    made: pd.DataFrame,
+    link: Link,
 ) -> list[pd.DataFrame]:
-    """What a page shows of a table, as far as it has rows: `wide`, `long`, `by_setting`, and
+    """Return what a page shows of a table, as far as it has rows: `wide`, `long`, `by_setting`, and
     `made`, the `origins`."""
-    frames = [wide(table), long(table), by_setting(protocol, task, results), made]
+    frames = [wide(table), long(table, link), by_setting(protocol, task, results), made]
     return [frame for frame in frames if len(frame)]
 
 
@@ -241,3 +261,14 @@ def _difference(row: Any, notes: list[str]) -> str:
     missing = pd.isna(difference) or row.only
     marks = _mark(row.note, notes) + _mark(row.caveat, notes)
     return "" if missing else f"{difference:+.2f}{marks}"
+
+
+def address(folder: Path, page: Path) -> str:
+    """Return the relative address of a folder, as a page in the folder `page` links it."""
+    return Path(os.path.relpath(folder, page)).as_posix()
+
+
+def as_html(frame: pd.DataFrame) -> str:
+    """Return a frame as an HTML table; its Markdown links become links."""
+    text = frame.to_html(index=False, border=0)
+    return re.sub(r"\[([^\[\]<]+)\]\(([^()\s<]+)\)", r'<a href="\2">\1</a>', text)

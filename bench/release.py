@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from baselines.inputs import MNIST_MEAN, MNIST_STD
 from bench.config import RunConfig, validated
 from bench.errors import RunError
+from bench.record import recorded_folder
 from bench.registry import MODELS
 from data_prep.files import write_bytes, write_json
 from data_prep.grids import grid_points
@@ -43,19 +44,13 @@ def release(results: Path, out: Path = FOLDER) -> list[Path]:
     return paths
 
 
-def recorded(results: Path, key: str) -> Path:
-    """Folder of a recorded run, by its key."""
-    protocol, rest = key.split("/", 1)
-    return results / "recorded" / protocol / "runs" / rest
-
-
 def entry(results: Path, name: str, key: str) -> tuple[dict[str, Any], bytes]:
     """What the index says of one network, and its weights.
 
     Raises:
         RunError: if the run is not recorded, or not from a clean commit.
     """
-    folder = recorded(results, key)
+    folder = recorded_folder(results, key)
     if not (folder / "weights.safetensors").is_file():
         protocol, _, _ = key.partition("/")
         raise RunError(f"{folder} holds no weights: `python -m bench record --protocol {protocol}`")

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader
 
-from bench import figures, figures_method, frames, tables
+from bench import figures, figures_method, frames, run_folder, tables
 from bench.config import ProtocolConfig, RunConfig, planned_runs
 from bench.figures import Figure
 from bench.registry import TASKS
@@ -36,7 +36,7 @@ def write_report(
     unavailable: by task, why its data could not be had, one line for each source tried.
     """
     runs = planned_runs(protocol)
-    ended = [run for run in runs if tables.read_metrics(results, run) is not None]
+    ended = [run for run in runs if run_folder.read_metrics(results, run) is not None]
     sections = [
         _section(protocol, task, results, (unavailable or {}).get(task, []))
         for task in protocol.tasks
@@ -78,7 +78,15 @@ def _section(
     empty = "data not available" if tried else "no result"
     table = tables.build_table(protocol, task, results, empty)
     made = frames.origins(protocol, task, results)
-    shown = frames.page_frames(protocol, task, table, results, made)
+    page = results / "tables" / protocol.protocol
+    shown = frames.page_frames(
+        protocol,
+        task,
+        table,
+        results,
+        made,
+        lambda run: frames.address(results / "runs" / run.key, page),
+    )
     entry = TASKS[task]
     return {
         "id": task,
@@ -95,7 +103,7 @@ def _figures(
     protocol: ProtocolConfig, task: str, table: pd.DataFrame, results: Path
 ) -> list[Figure]:
     planned = [run for run in planned_runs(protocol) if run.task == task]
-    ended = tables.ended_runs(protocol, task, results)
+    ended = run_folder.ended_runs(protocol, task, results)
     runs = [run for run, metrics in ended if _finished(metrics)]
     if not runs:
         return []
@@ -206,7 +214,7 @@ def _recorded(folder: Path) -> list[dict[str, Any]]:
 
 def _run(run: RunConfig, results: Path) -> dict[str, Any]:
     folder = results / "runs" / run.key
-    metrics = tables.read_metrics(results, run) or {}
+    metrics = run_folder.read_metrics(results, run) or {}
     return {
         "id": re.sub(r"[^a-zA-Z0-9]+", "-", run.key),
         "key": run.key,
@@ -272,4 +280,4 @@ def _citation() -> dict[str, str]:
 
 def _html(frame: pd.DataFrame) -> str:
     told = frame.loc[:, (frame != "").any()]
-    return told.to_html(index=False, border=0)
+    return frames.as_html(told)

@@ -57,6 +57,18 @@ def git_state() -> dict[str, Any]:
     }
 
 
+def ancestors() -> set[str]:
+    """Return the hashes of the commit that is checked out and of all commits before it.
+
+    Raises:
+        NoCommit: there is no commit, or the clone is shallow and does not have those before.
+    """
+    _commit()
+    if _git("rev-parse", "--is-shallow-repository").strip() == "true":
+        raise NoCommit("the clone is shallow (run `git fetch --unshallow`)")
+    return set(_git("rev-list", "HEAD").split())
+
+
 def _commit() -> str:
     """Return the commit of the repository whose top is `ROOT`, or raise `NoCommit`."""
     if not (ROOT / ".git").exists():  # git itself would look for one in the folders above

@@ -13,8 +13,9 @@ from scipy import stats
 
 from bench.config import ProtocolConfig, RunConfig, planned_runs, shipped
 from bench.data import DigitData
-from bench.errors import RunError
 from bench.registry import TASKS
+from bench.run_checks import checked_metrics
+from bench.run_folder import ended_runs
 
 REPORTED = Path(__file__).resolve().parent.parent / "results" / "reference" / "paper_tables.csv"
 
@@ -73,49 +74,6 @@ def read_reported(path: Path = REPORTED) -> pd.DataFrame:
     return frame.rename(columns={"split": "setting"}).fillna({"note": ""})
 
 
-def read_metrics(results: Path, run: RunConfig) -> dict[str, Any] | None:
-    """metrics.json of a run, or None where it has not ended under this very configuration.
-
-    Raises:
-        RunError: if the file cannot be read.
-    """
-    path = results / "runs" / run.key / "metrics.json"
-    if not path.exists():
-        return None
-    try:
-        metrics = json.loads(path.read_text())
-    except ValueError as error:
-        raise RunError(f"{path} cannot be read ({error}): delete it and run again") from error
-    return metrics if metrics["config_hash"] == run.hash else None
-
-
-def ended_runs(
-    protocol: ProtocolConfig, task: str, results: Path
-) -> list[tuple[RunConfig, dict[str, Any]]]:
-    """Runs of a task that have ended, diverged ones too, each with its `read_metrics`."""
-    runs = [run for run in planned_runs(protocol) if run.task == task]
-    ended = [(run, read_metrics(results, run)) for run in runs]
-    return [(run, metrics) for run, metrics in ended if metrics is not None]
-
-
-def finished_runs(
-    protocol: ProtocolConfig, task: str, results: Path
-) -> list[tuple[RunConfig, dict[str, Any]]]:
-    """Those of `ended_runs` that did not diverge.
-
-    Raises:
-        RunError: if there are none.
-    """
-    ended = ended_runs(protocol, task, results)
-    found = [(run, metrics) for run, metrics in ended if metrics["status"] == "finished"]
-    if not found:
-        raise RunError(
-            f"no finished run of {task} in protocol {protocol.protocol}: run "
-            f"`{command(protocol)}` first"
-        )
-    return found
-
-
 def by_edition(protocol: ProtocolConfig, task: str) -> dict[str, ProtocolConfig]:
     """Return the protocols whose runs a table shows, by the edition of their digits.
 
@@ -135,7 +93,7 @@ def by_edition(protocol: ProtocolConfig, task: str) -> dict[str, ProtocolConfig]
 def build_table(
     protocol: ProtocolConfig, task: str, results: Path, empty: str = "no result"
 ) -> pd.DataFrame:
-    """Return COLUMNS and `empty` (why there may be no result).
+    """Return COLUMNS, `empty` (why there may be no result) and `runs` (those that have ended).
 
     One row for each model and each setting, edition and metric that it has. For the statistics see
     `summarise`.
@@ -144,7 +102,8 @@ def build_table(
     reported = reported[reported["task"] == task].set_index(["model", "metric", "setting"])
     protocols = by_edition(protocol, task)
     planned = {e: [r for r in planned_runs(p) if r.task == task] for e, p in protocols.items()}
-    ended = {edition: ended_runs(p, task, results) for edition, p in protocols.items()}
+    ended = {edition: _checked_runs(p, task, results) for edition, p in protocols.items()}
+    counts = {run.model: m["parameters"] for one in ended.values() for run, m in one}
     rows = []
     for model in dict.fromkeys(run.model for run in planned_runs(protocol) if run.task == task):
         for column, settings in entry.columns.items():
@@ -166,16 +125,30 @@ def build_table(
                             "metric": metric,
                             **_reported(reported, model, metric, column),
                             **_reproduced(found, column, metric, settings),
+                            "params_reproduced": counts.get(model),
                             "n_planned": len(mine),
                             "protocol": one.protocol,
                             "caveat": _caveats([run for run, _ in found], results),
                             "empty": empty,
+                            "runs": [run for run, _ in found],
                         }
                     )
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "empty"])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "empty", "runs"])
     for name in ("params_reported", "params_reproduced"):
         table[name] = table[name].astype("Int64")
     return table
+
+
+def _checked_runs(
+    protocol: ProtocolConfig, task: str, results: Path
+) -> list[tuple[RunConfig, dict[str, Any]]]:
+    """Return the runs that have ended, after the files of each have been checked.
+
+    Raises:
+        RunError: a run contradicts itself.
+    """
+    runs = [run for run, _ in ended_runs(protocol, task, results)]
+    return [(run, checked_metrics(results / "runs" / run.key, run)) for run in runs]
 
 
 def _reported(reported: pd.DataFrame, model: str, metric: str, column: str) -> dict[str, Any]:
@@ -198,7 +171,7 @@ def _reproduced(
     metric: str,
     settings: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the reproduced columns of one row, from the runs that have ended."""
+    """Return the statistics of one row, from the runs that have ended."""
     values = [
         (run.setting, metrics["test"][column][metric])
         for run, metrics in found
@@ -206,7 +179,6 @@ def _reproduced(
     ]
     return {
         **summarise(values, settings),
-        "params_reproduced": found[0][1]["parameters"] if found else None,
         "diverged": sum(metrics["status"] == "diverged" for _, metrics in found),
     }
 

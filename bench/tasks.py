@@ -93,9 +93,10 @@ class SphericalMNIST:
         """The predicted class of each sample."""
         return output.argmax(dim=1)
 
-    def score(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    @staticmethod
+    def score(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Accuracy in percent."""
-        return {self.metric: 100 * float(np.mean(predictions == targets))}
+        return {SphericalMNIST.metric: 100 * float(np.mean(predictions == targets))}
 
 
 TASK_CLASSES: dict[str, Any] = {

@@ -91,11 +91,12 @@ class QM7:
         """The energies, kcal/mol."""
         return output
 
-    def score(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    @staticmethod
+    def score(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Root mean square and mean absolute error, kcal/mol."""
         error = predictions.astype(float) - targets
         return {
-            self.metric: float(np.sqrt(np.mean(error**2))),
+            QM7.metric: float(np.sqrt(np.mean(error**2))),
             "mae_kcal_per_mol": float(np.mean(np.abs(error))),
         }
 

@@ -102,7 +102,8 @@ class Rooms:
         output[:, IGNORED] = -torch.inf
         return output.argmax(dim=1)
 
-    def score(self, predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    @staticmethod
+    def score(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Mean IoU and mean accuracy over the classes, and the mean IoU without the points that
         show none, all accumulated over the set, in percent."""
         return scores(confusion(predictions, targets))

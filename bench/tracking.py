@@ -30,10 +30,10 @@ from typing import Any
 import yaml
 
 from bench.registry import TASKS
+from bench.run_folder import RUN_FILES
 from bench.tracking_store import Metrics, StoredRun, find_or_create, open_store, tracking_uri
 
 __all__ = ["TrackedRun", "sync", "track", "tracking_uri"]
-RUN_FILES = ("config.yaml", "history.csv", "provenance.json", "predictions.npz", "metrics.json")
 logger = logging.getLogger(__name__)
 
 

@@ -12,7 +12,7 @@ from jinja2 import Template
 
 from bench.config import ProtocolConfig, shipped
 from bench.errors import unknown
-from bench.frames import meaning, notes, origins, page_frames
+from bench.frames import Link, address, as_html, meaning, notes, origins, page_frames
 from bench.latex import latex
 from bench.registry import TASKS
 from bench.tables import COLUMNS, OWN_PROTOCOL, build_table, command
@@ -39,6 +39,8 @@ def write_tables(
     tasks: Iterable[str] | None = None,
     models: list[str] | None = None,
     settings: list[str] | None = None,
+    made_by: str | None = None,
+    link: Link | None = None,
 ) -> list[Path]:
     """Write table<k>.csv, .md, .tex and .html of each task; return their paths.
 
@@ -48,17 +50,20 @@ def write_tables(
         unavailable: by task, why its data could not be had, one line for each source tried.
         out: folder, results/tables/<protocol> unless given.
         tasks, models, settings: tables, rows and columns, all unless given.
+        made_by: the command to print, `bench.tables.command` unless given.
+        link: gives the address of a run's folder, that below results/runs unless given.
 
     Raises:
         ConfigError: no table has such a row or column.
     """
     out = out or results / "tables" / protocol.protocol
-    made_by, tables = command(protocol, out), {}
+    made_by, tables = made_by or command(protocol, out), {}
     for task in tasks or protocol.tasks:
         empty = "data not available" if (unavailable or {}).get(task) else "no result"
         tables[task] = build_table(protocol, task, results, empty)
     for column, chosen in (("model", models), ("setting", settings)):
         tables = _chosen(tables, column, chosen)
+    link = link or (lambda run: address(results / "runs" / run.key, out))
     out.mkdir(parents=True, exist_ok=True)
     (out / OWN_PROTOCOL).unlink(missing_ok=True)  # of other tables
     if shipped(protocol.protocol) != protocol:
@@ -75,7 +80,7 @@ def write_tables(
             title=_title(protocol, task),
             notices=notices,
             command=made_by,
-            frames=page_frames(protocol, task, table, results, made),
+            frames=page_frames(protocol, task, table, results, made, link),
             meaning=meaning(task, table, made),
             notes=[f"[{k}] {note}" for k, note in enumerate(notes(table), 1)],
         )
@@ -117,9 +122,7 @@ def markdown(page: Page) -> str:
 
 
 def html(page: Page) -> str:
-    return _PAGE.render(
-        page=page, tables=[frame.to_html(index=False, border=0) for frame in page.frames]
-    )
+    return _PAGE.render(page=page, tables=[as_html(frame) for frame in page.frames])
 
 
 _PAGE = Template(

@@ -262,7 +262,7 @@ def test_checkpoint_of_other_code(tmp_path, tiny_data, monkeypatch):
             train(tiny_run(), tmp_path, tiny_data, CPU, track=False)
     saved = run_folder(tmp_path, tiny_run()) / "checkpoint.pt"
     before = saved.read_bytes()
-    monkeypatch.setattr(engine, "_build", lambda _: torch.nn.Linear(2, 2))
+    monkeypatch.setattr(engine, "build", lambda _: torch.nn.Linear(2, 2))
     with pytest.raises(RunError, match=r"is of other code \(commit c{40}\): go back") as error:
         train(tiny_run(), tmp_path, tiny_data, CPU, track=False)
     assert "\n" not in str(error.value) and saved.read_bytes() == before

@@ -14,7 +14,8 @@ from bench import figures, figures_method
 from bench.__main__ import main
 from bench.config import RunConfig, load_protocol, planned_runs
 from bench.report import _curves
-from bench.tables import build_table, read_metrics
+from bench.run_folder import read_metrics
+from bench.tables import build_table
 from bench.typesetting import write_tables
 from tests.workflow.conftest import ROOT
 
