@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import struct
@@ -186,6 +187,15 @@ def _weights(folders: list[RunFolder], found: Audit) -> None:
             found.faults.append(f"{path}: {', '.join(names[:3])} do not fit the network")
 
 
+def _rows(folder: Path) -> list[str]:
+    """Return the models of recorded tables and runs: one registered since makes no table wrong."""
+    rows = [path.parts[-4] for path in (folder / "runs").glob("*/*/*/*/metrics.json")]
+    for path in folder.glob("table*.csv"):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows += [row["model"] for row in csv.DictReader(file)]
+    return list(dict.fromkeys(rows))
+
+
 def _tables(results: Path, folder: Path, found: Audit) -> None:
     """Recorded tables must be, byte for byte, what their runs give."""
     from bench.record import write_recorded_tables
@@ -193,7 +203,7 @@ def _tables(results: Path, folder: Path, found: Audit) -> None:
     try:
         protocol = shipped(folder.name) or load_protocol(folder / "protocol.yaml")
         with TemporaryDirectory() as scratch:
-            paths = write_recorded_tables(protocol, results, Path(scratch))
+            paths = write_recorded_tables(protocol, results, Path(scratch), _rows(folder))
             found.tables += len(paths)
             for path in paths:
                 there = folder / path.name

@@ -199,10 +199,8 @@ def meaning(task: str, table: pd.DataFrame, made: pd.DataFrame) -> str:
             "is no test."
         )
     if table["edition"].any():
-        text += (
-            " Columns published and corrected: reproduced on that edition of Spherical MNIST "
-            f"({EDITIONS_PAGE})."
-        )
+        editions = " and ".join(table["edition"].unique())
+        text += f" Columns {editions}: reproduced on that edition of the digits ({EDITIONS_PAGE})."
     if (table["read_in_original"] == "no").any():
         text += f" {DAGGER_NOTE}"
     pooled = made.columns.intersection(["model", "edition"]).to_list()

@@ -84,7 +84,7 @@ def write_recorded_tables(
         raise RunError(f"{target} holds no recorded run: see `python -m bench record --help`")
     name = protocol.protocol
     if shipped(name) != protocol:
-        name = str(target / OWN_PROTOCOL)
+        name = f"results/recorded/{name}/{OWN_PROTOCOL}"
     command = f"python -m bench tables --recorded --protocol {name}"
     with recorded_runs(results) as kept:
         return write_tables(

@@ -173,7 +173,8 @@ def _scores(folder: RunFolder) -> Iterator[str]:
             scores = TASK_CLASSES[run.task].score(predictions, targets)
             for metric in scores.keys() | metrics["test"][column].keys():
                 said, is_ = metrics["test"][column].get(metric), scores.get(metric)
-                if said is None or is_ is None or not abs(said - is_) < ROUNDING:
+                known = isinstance(said, int | float) and is_ is not None
+                if not known or not abs(said - is_) < ROUNDING:
                     yield f"metrics.json: {column} {metric} is {said}, its predictions give {is_}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"predictions.npz: it cannot be read ({error})"
