@@ -119,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--model", default="pdo-es2cnn-small-mnist", help="a name of pdo.load")
     predict.add_argument("--rotate", type=int, metavar="SEED", help="a random rotation for each")
     predict.add_argument("--json", action="store_true", help="all numbers")
+    editions = add("edition", _edition, "tell which edition of Spherical MNIST a file holds")
+    editions.add_argument("file", type=Path, help="S2CNN's .gz, .npz, .npy or a prepared folder")
+    editions.add_argument("--json", action="store_true", help="all numbers")
     released = add("release", _release, "copy recorded networks into the package, pdo/pretrained")
     audited = add("audit", _audit, "check every run, recorded table and quoted number")
     audited.add_argument("protocols", nargs="*", help="names of protocols (default: all)")
@@ -330,6 +333,14 @@ def _predict(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     found = predict_file(options.model, options.file, options.rotate)
+    print(json.dumps(found, indent=2, allow_nan=False) if options.json else as_text(found))
+
+
+def _edition(options: argparse.Namespace) -> None:
+    from bench.edition import as_text, edition_of
+
+    torch.set_num_threads(1)
+    found = edition_of(options.file)
     print(json.dumps(found, indent=2, allow_nan=False) if options.json else as_text(found))
 
 

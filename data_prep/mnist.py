@@ -107,27 +107,41 @@ def to_idx(array: np.ndarray) -> bytes:
     return header + array.astype(np.uint8).tobytes()
 
 
-def unpickle_arrays(content: bytes) -> Any:
-    """Load a pickle that may hold numpy arrays, numbers and tuples, and nothing else.
+def unpickle_arrays(content: bytes | io.BufferedIOBase) -> Any:
+    """Load a pickle that may hold numpy arrays, numbers, text, and dictionaries, lists and tuples
+    of these, and nothing else.
 
     A pickle can call any function it names, so every name but those of an array is refused.
 
     Raises:
         SourceError: the pickle names something else, or is damaged.
     """
+    stream = io.BytesIO(content) if isinstance(content, bytes) else content
     try:
-        return _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+        return _ArraysOnly(stream, encoding="latin1").load()
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise SourceError(f"not a pickle of plain arrays ({error})") from error
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    """Bytes as protocols 0 to 2 write them: `_codecs.encode`, for this encoding alone."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"refused: text in {encoding}")
+    return text.encode("latin1")
+
+
 class _ArraysOnly(pickle.Unpickler):
-    # The function that rebuilds an array has moved within numpy; an array knows where it is now.
+    # The functions that rebuild an array have moved within numpy; an array knows where they are.
+    from_state = np.empty(0).__reduce__()[0]
+    from_buffer = np.empty(0).__reduce_ex__(5)[0]  # type: ignore[index]
     allowed: ClassVar = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy.core.multiarray", "_reconstruct"): from_state,
+        ("numpy._core.multiarray", "_reconstruct"): from_state,
+        ("numpy.core.numeric", "_frombuffer"): from_buffer,
+        ("numpy._core.numeric", "_frombuffer"): from_buffer,
+        ("_codecs", "encode"): _latin1,
     }
 
     def find_class(self, module: str, name: str) -> Any:
