@@ -94,7 +94,8 @@ def _cell(row: Any, kind: str, notes: list[str]) -> str:
         text += DAGGER if row.read_in_original == "no" and text != "--" else ""
         note = row.note if text != "--" else ""
     else:
-        text = plus_minus(row.reproduced_mean, row.reproduced_std) or "--"
+        empty = "--" if row.empty == "no result" else row.empty
+        text = plus_minus(row.reproduced_mean, row.reproduced_std) or empty
         note = row.caveat
         if row.n_seeds < row.n_planned and row.n_seeds:
             text += f" ({row.n_seeds}/{row.n_planned})"

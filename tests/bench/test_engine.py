@@ -19,6 +19,7 @@ from bench.engine import Interrupted, learning_rate, steps_per_epoch, train
 from bench.errors import RunError
 from bench.provenance import provenance
 from bench.tasks import SphericalMNIST
+from data_prep.files import sha256_of_file
 from tests.conftest import N_TRAIN, tiny_run
 
 CPU = torch.device("cpu")
@@ -319,7 +320,7 @@ def test_bad_option_of_a_model(tmp_path, tiny_data):
 
 
 def test_missing_data(tmp_path):
-    with pytest.raises(RunError, match=r"no prepared data in .*spherical-mnist"):
+    with pytest.raises(RunError, match=r"no prepared data in .*snakemake --cores 2 data/"):
         train(tiny_run(), tmp_path, tmp_path, CPU, track=False)
 
 
@@ -332,6 +333,9 @@ def test_non_finite_input(tmp_path, tiny_data):
     signals = np.load(folder / "train_N.npy").astype(np.float32)
     signals[17, 3] = np.nan
     np.save(folder / "train_N.npy", signals)
+    card = json.loads((folder / "card.json").read_text())
+    card["sha256"]["train_N.npy"] = sha256_of_file(folder / "train_N.npy")
+    (folder / "card.json").write_text(json.dumps(card))
     with pytest.raises(RunError, match=r"signal 17 of set \w+ is not finite"):
         train(run, tmp_path, tmp_path, CPU, track=False)
     assert not (run_folder(tmp_path, run) / "metrics.json").exists()

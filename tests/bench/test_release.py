@@ -10,7 +10,8 @@ import pdo
 from bench.__main__ import main
 from bench.errors import RunError
 from bench.predict import predict_file, read_images
-from bench.release import RELEASED, entry, recorded, release
+from bench.record import recorded_folder
+from bench.release import RELEASED, entry, release
 from data_prep.files import DataError
 from data_prep.grids import grid_points
 from data_prep.mnist import fetch_mnist, load_mnist
@@ -32,7 +33,7 @@ def test_package_is_what_release_makes_of_the_recorded_runs(tmp_path):
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_its_points_are_those_it_was_trained_on(name):
-    provenance = recorded(RESULTS, RELEASED[name]) / "provenance.json"
+    provenance = recorded_folder(RESULTS, RELEASED[name]) / "provenance.json"
     card = json.loads(provenance.read_text())["data"]["card"]
     np.testing.assert_allclose(pdo.load(name).points, grid_points(card["grid"]), atol=1e-12)
 
@@ -52,7 +53,7 @@ def test_recorded_accuracy_of_every_released_network(tmp_path):
         pytest.skip(f"MNIST cannot be had: {error}")
     digits = load_mnist(tmp_path)
     for name, key in RELEASED.items():
-        of_run = np.load(recorded(RESULTS, key) / "predictions.npz")
+        of_run = np.load(recorded_folder(RESULTS, key) / "predictions.npz")
         classifier, measured = pdo.load(name), pdo.pretrained()[name]["measured"]
         points = classifier.points
         streams = [np.random.default_rng(s) for s in np.random.SeedSequence(0).spawn(5)]

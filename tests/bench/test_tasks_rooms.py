@@ -198,5 +198,5 @@ def test_claims_of_2d3ds_stand_beside_its_table_alone(tmp_path):
 
 
 def test_no_data_is_one_line(tmp_path):
-    with pytest.raises(RunError, match=r"no prepared data in .*data_prep rooms"):
+    with pytest.raises(RunError, match=r"no prepared data in .*snakemake --cores 2 data/"):
         Rooms(run_of(), tmp_path)
