@@ -257,12 +257,9 @@ def _rooms(options: argparse.Namespace) -> None:
 
 def _record(options: argparse.Namespace) -> None:
     from bench.record import record
-    from bench.tables import command
 
-    protocol = _protocol(options.protocol)
-    runs = record(protocol, options.results)
-    folder = options.results / "recorded" / protocol.protocol
-    print(f"{len(runs)} runs recorded; made by: {command(protocol, folder)}")
+    runs = record(_protocol(options.protocol), options.results)
+    print(*runs, f"{len(runs)} runs recorded", sep="\n")
 
 
 def _sync(options: argparse.Namespace) -> int:
