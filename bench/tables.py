@@ -14,11 +14,11 @@ from scipy import stats
 from bench.config import ProtocolConfig, RunConfig, planned_runs, shipped
 from bench.data import DigitData
 from bench.errors import RunError
+from bench.outdated import metrics_of
 from bench.registry import TASKS
 
 REPORTED = Path(__file__).resolve().parent.parent / "results" / "reference" / "paper_tables.csv"
 
-TABLES = Path("results/tables")
 OWN_PROTOCOL = "protocol.yaml"
 """Beside the tables of a protocol that is not in config/ as it is."""
 
@@ -74,19 +74,13 @@ def read_reported(path: Path = REPORTED) -> pd.DataFrame:
 
 
 def read_metrics(results: Path, run: RunConfig) -> dict[str, Any] | None:
-    """metrics.json of a run, or None where it has not ended under this very configuration.
+    """Return metrics.json of a run, or None where it has not ended under this very configuration.
 
     Raises:
-        RunError: if the file cannot be read.
+        RunError: the file cannot be read.
     """
-    path = results / "runs" / run.key / "metrics.json"
-    if not path.exists():
-        return None
-    try:
-        metrics = json.loads(path.read_text())
-    except ValueError as error:
-        raise RunError(f"{path} cannot be read ({error}): delete it and run again") from error
-    return metrics if metrics["config_hash"] == run.hash else None
+    metrics = metrics_of(results, run)
+    return metrics if metrics is not None and metrics["config_hash"] == run.hash else None
 
 
 def ended_runs(
@@ -242,9 +236,15 @@ def summarise(values: list[tuple[str, float]], settings: Sequence[str]) -> dict[
     }
 
 
-def command(protocol: ProtocolConfig, folder: Path = TABLES) -> str:
-    """What makes the tables of a protocol, of which those in the folder are. One that config/ does
-    not have, or has otherwise, stands beside them."""
+def tables_folder(results: Path, protocol: ProtocolConfig) -> Path:
+    """Return the folder of a protocol's tables, report and figures."""
+    return results / "tables" / protocol.protocol
+
+
+def command(protocol: ProtocolConfig, folder: Path | None = None) -> str:
+    """Return the command that makes the tables of a protocol, in `folder` (default: where they
+    stand). One that config/ does not have, or has otherwise, is read from a file in that folder."""
+    folder = folder or tables_folder(Path("results"), protocol)
     if shipped(protocol.protocol) == protocol:
         return f"snakemake --cores 8 all --config protocol={protocol.protocol}"
     return f"snakemake --cores 8 all --configfile {folder / OWN_PROTOCOL}"
