@@ -36,9 +36,10 @@ include: "workflow/rules/tracking.smk"
 rule all:
     default_target: True
     input:
+        METRICS,
         TABLES,
-        "results/report.html",
-        "results/figures",
+        PAGE,
+        FIGURES,
         TRACKED,
         REQUIRED,
 

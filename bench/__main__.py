@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     rooms = add("rooms", _rooms, "table and figures of segmentation: classes, panoramas")
     rooms.add_argument("--task", default="synthetic_rooms", help="or stanford_2d3ds")
     rooms.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
-    report = add("report", _report, "one page of tables, figures and runs: results/report.html")
+    report = add("report", _report, "one page of tables, figures and runs")
     report.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data")
     tables.add_argument(
         "--recorded", action="store_true", help="of the recorded runs, into results/recorded"
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     robust.add_argument("--digits", type=int, default=100, help="signals of each kind")
     robust.add_argument("--data", type=Path, default=Path("data"), help="holds raw/mnist, or not")
     for sub in (robust, energies, rooms):
-        sub.add_argument("--out", type=Path, default=Path("results/tables"))
+        sub.add_argument("--out", type=Path, help="folder (default results/tables/<protocol>)")
     sync = add("sync", _sync, "make MLflow agree with the files")
     sync.add_argument("--lenient", type=Path, help="write the outcome to this file and do not fail")
     certify = add("equivariance", _equivariance, "measure how rotations move a network's outputs")
@@ -212,14 +212,16 @@ def _tables(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from bench.report import write_report
     from bench.rooms import write_rooms
+    from bench.tables import tables_folder
     from bench.tasks import TASK_CLASSES
     from bench.tasks_rooms import Rooms
 
-    protocol, tables = _protocol(options.protocol), options.results / "tables"
+    protocol = _protocol(options.protocol)
     for task in protocol.tasks:
         if TASK_CLASSES[task] is Rooms:
             try:  # the page shows panoramas where there are runs and their data
-                write_rooms(protocol, task, options.results, options.data, tables)
+                out = tables_folder(options.results, protocol)
+                write_rooms(protocol, task, options.results, options.data, out)
             except RunError as error:
                 logging.getLogger("bench").info("no panoramas of %s: %s", task, error)
     print(write_report(protocol, options.results, options.unavailable))
@@ -227,31 +229,37 @@ def _report(options: argparse.Namespace) -> None:
 
 def _robustness(options: argparse.Namespace) -> None:
     from bench.robustness import write_robustness
+    from bench.tables import tables_folder
 
     torch.set_num_threads(1)
     _keep_freed_memory()
     protocol = _protocol(options.protocol)
+    out = options.out or tables_folder(options.results, protocol)
     for path in write_robustness(
-        protocol, options.results, options.data, options.out, options.digits, options.rotations
+        protocol, options.results, options.data, out, options.digits, options.rotations
     ):
         print(path)
 
 
 def _energies(options: argparse.Namespace) -> None:
     from bench.energies import write_energies
+    from bench.tables import tables_folder
 
     protocols = [_protocol(protocol) for protocol in options.protocol]
-    for path in write_energies(protocols, options.results, options.out):
+    out = options.out or tables_folder(options.results, protocols[0])
+    for path in write_energies(protocols, options.results, out):
         print(path)
 
 
 def _rooms(options: argparse.Namespace) -> None:
     from bench.rooms import write_rooms
+    from bench.tables import tables_folder
 
     protocol = _protocol(options.protocol)
     if options.task not in protocol.tasks:
         raise unknown("task", options.task, protocol.tasks)
-    for path in write_rooms(protocol, options.task, options.results, options.data, options.out):
+    out = options.out or tables_folder(options.results, protocol)
+    for path in write_rooms(protocol, options.task, options.results, options.data, out):
         print(path)
 
 

@@ -29,12 +29,15 @@ MOST_CLASSES = 20
 def write_report(
     protocol: ProtocolConfig, results: Path, unavailable: dict[str, list[str]] | None = None
 ) -> Path:
-    """Write results/report.html from the runs that there are; returns its path. No network, no
-    script and no other file is needed to read it. Its figures stand in results/figures as well,
-    which is made anew.
+    """Write report.html from the runs that there are; return its path.
 
-    unavailable: by task, why its data could not be had, one line for each source tried.
+    It stands in results/tables/<protocol>, and its figures below `figures` there, a folder that is
+    made anew. No network, no script and no other file is needed to read the page.
+
+    Args:
+        unavailable: by task, why its data could not be had, one line for each source tried.
     """
+    folder = tables.tables_folder(results, protocol)
     runs = planned_runs(protocol)
     ended = [run for run in runs if run_folder.read_metrics(results, run) is not None]
     sections = [
@@ -47,7 +50,7 @@ def write_report(
     )
     page = environment.get_template("report.html.j2").render(
         protocol=protocol,
-        command=tables.command(protocol, results / "tables"),
+        command=tables.command(protocol, folder),
         planned=len(runs),
         finished=len(ended),
         sections=sections,
@@ -59,13 +62,13 @@ def write_report(
         },
         citation=_citation(),
     )
-    shutil.rmtree(results / "figures", ignore_errors=True)
-    (results / "figures").mkdir(parents=True)
+    shutil.rmtree(folder / "figures", ignore_errors=True)
+    (folder / "figures").mkdir(parents=True)
     shown = {section["id"]: section["figures"] for section in sections} | {"method": method}
-    for folder, drawn in shown.items():
+    for about, drawn in shown.items():
         for figure in drawn:
-            write_bytes(results / "figures" / folder / f"{figure.name}.png", figure.png)
-    path = results / "report.html"
+            write_bytes(folder / "figures" / about / f"{figure.name}.png", figure.png)
+    path = folder / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page)
     return path
@@ -74,7 +77,7 @@ def write_report(
 def _section(
     protocol: ProtocolConfig, task: str, results: Path, tried: list[str]
 ) -> dict[str, Any]:
-    """A table as in results/tables, and its figures."""
+    """Return a table as in its files, and its figures."""
     empty = "data not available" if tried else "no result"
     table = tables.build_table(protocol, task, results, empty)
     made = frames.origins(protocol, task, results)
@@ -130,15 +133,13 @@ def _figures(
             found.append(figures.confusions({model: counts}, column, entry.labels))
     if energies:
         found.append(figures.parity(energies))
-    return found + _panoramas(protocol, task, results / "tables")
+    return found + _panoramas(task, tables.tables_folder(results, protocol))
 
 
-def _panoramas(protocol: ProtocolConfig, task: str, folder: Path) -> list[Figure]:
-    """What `python -m bench rooms` has drawn, if it was of this protocol."""
-    page, picture = folder / f"{task}_classes.md", folder / f"{task}_panoramas.png"
-    if not page.exists() or not picture.exists():
-        return []
-    if not page.read_text().split("\n")[0].endswith(f"protocol {protocol.protocol}"):
+def _panoramas(task: str, folder: Path) -> list[Figure]:
+    """Return the picture that `python -m bench rooms` has drawn, if it is there."""
+    picture = folder / f"{task}_panoramas.png"
+    if not picture.exists():
         return []
     alt = "Input, truth and prediction of each network for one panorama, upright and rotated"
     return [figures.of_file(picture, alt)]

@@ -19,7 +19,6 @@ from bench.run_folder import ended_runs
 
 REPORTED = Path(__file__).resolve().parent.parent / "results" / "reference" / "paper_tables.csv"
 
-TABLES = Path("results/tables")
 OWN_PROTOCOL = "protocol.yaml"
 """Beside the tables of a protocol that is not in config/ as it is."""
 
@@ -214,9 +213,15 @@ def summarise(values: list[tuple[str, float]], settings: Sequence[str]) -> dict[
     }
 
 
-def command(protocol: ProtocolConfig, folder: Path = TABLES) -> str:
-    """What makes the tables of a protocol, of which those in the folder are. One that config/ does
-    not have, or has otherwise, stands beside them."""
+def tables_folder(results: Path, protocol: ProtocolConfig) -> Path:
+    """Return the folder of a protocol's tables, report and figures."""
+    return results / "tables" / protocol.protocol
+
+
+def command(protocol: ProtocolConfig, folder: Path | None = None) -> str:
+    """Return the command that makes the tables of a protocol, in `folder` (default: where they
+    stand). One that config/ does not have, or has otherwise, is read from a file in that folder."""
+    folder = folder or tables_folder(Path("results"), protocol)
     if shipped(protocol.protocol) == protocol:
         return f"snakemake --cores 8 all --config protocol={protocol.protocol}"
     return f"snakemake --cores 8 all --configfile {folder / OWN_PROTOCOL}"

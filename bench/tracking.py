@@ -4,10 +4,11 @@ The files are the truth. Tables are built from them and never from MLflow, so a 
 broken tracker costs a run one warning line and nothing else; what it missed, `sync` brings back.
 
     experiment = task, parent run = (protocol, task, model), child run = (setting, seed);
-    beside the parents, one run with the files of the task's table
+    beside the parents, one run with the files of each protocol's table
 
 Every run is found again by its tag `suite.run_key`: `<protocol>/<task>/<model>` for a parent,
-`<protocol>/<task>/<model>/<setting>/seed<k>` for a child, `all/<task>/table<k>` for a table. The
+`<protocol>/<task>/<model>/<setting>/seed<k>` for a child, `<protocol>/<task>/table_<k>` for a table
+(no model has an underscore in its name). The
 metrics of an epoch stand at step = epoch (from 1), those of the finished run at step 0.
 """
 
@@ -147,10 +148,11 @@ def sync(results: Path) -> int:
         newest = {setting: config for _, setting, config, _ in by_date}
         finals = [(at, final) for _, at, config, final in runs if config == newest[at]]
         changed += find_or_create(client, results, parent).write(_over_seeds(finals))
-    for task, entry in TASKS.items():
-        name = f"table{entry.table}"
-        if files := list(results.glob(f"tables/{name}.*")):
-            changed += find_or_create(client, results, f"all/{task}/{name}").upload(files)
+    for folder in sorted(path for path in results.glob("tables/*") if path.is_dir()):
+        for task, entry in TASKS.items():
+            if files := list(folder.glob(f"table{entry.table}.*")):
+                key = f"{folder.name}/{task}/table_{entry.table}"
+                changed += find_or_create(client, results, key).upload(files)
     return changed
 
 

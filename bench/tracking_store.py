@@ -158,14 +158,14 @@ def find_or_create(
     start: int | None = None,
 ) -> StoredRun:
     """The run of `<protocol>/<task>/<model>[/<setting>/seed<k>]`, a seed's below its parent's; of
-    `all/<task>/<table>`, that of a table.
+    `<protocol>/<task>/table_<k>`, that of a table.
 
     MLflow can neither change a param nor take back a metric, so a run that contradicts the given
     ones (it was trained anew in another way) goes to MLflow's bin and a new run takes its place.
     """
     parts = key.split("/")
     tags = dict(zip(("protocol", "task", "model", "setting", "seed"), parts, strict=False))
-    tags |= {"suite.run_key": key, "kind": "table" if parts[0] == "all" else "parent"}
+    tags |= {"suite.run_key": key, "kind": "table" if parts[2].startswith("table_") else "parent"}
     if is_seed := len(parts) == 5:
         parent = find_or_create(client, results, "/".join(parts[:3]))
         tags |= {"kind": "seed", "seed": parts[4].removeprefix("seed")}

@@ -14,9 +14,10 @@ from bench.config import ProtocolConfig, shipped
 from bench.errors import unknown
 from bench.frames import Link, address, as_html, meaning, notes, origins, page_frames
 from bench.latex import latex
+from bench.outdated import MADE_OF, made_of
 from bench.registry import TASKS
-from bench.tables import COLUMNS, OWN_PROTOCOL, build_table, command
-from data_prep.files import atomic_path
+from bench.tables import COLUMNS, OWN_PROTOCOL, build_table, command, tables_folder
+from data_prep.files import atomic_path, write_json
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def write_tables(
 ) -> list[Path]:
     """Write table<k>.csv, .md, .tex and .html of each task; return their paths.
 
-    A protocol that is not in config/ as it is stands beside its tables.
+    A protocol that is not in config/ as it is stands beside its tables, and what whole tables were
+    made of, for `bench.outdated`.
 
     Args:
         unavailable: by task, why its data could not be had, one line for each source tried.
@@ -56,8 +58,9 @@ def write_tables(
     Raises:
         ConfigError: no table has such a row or column.
     """
-    out = out or results / "tables" / protocol.protocol
+    out = out or tables_folder(results, protocol)
     made_by, tables = made_by or command(protocol, out), {}
+    shown = made_of(protocol, results, unavailable)  # before: a run may end meanwhile
     for task in tasks or protocol.tasks:
         empty = "data not available" if (unavailable or {}).get(task) else "no result"
         tables[task] = build_table(protocol, task, results, empty)
@@ -65,7 +68,8 @@ def write_tables(
         tables = _chosen(tables, column, chosen)
     link = link or (lambda run: address(results / "runs" / run.key, out))
     out.mkdir(parents=True, exist_ok=True)
-    (out / OWN_PROTOCOL).unlink(missing_ok=True)  # of other tables
+    for name in (OWN_PROTOCOL, MADE_OF):  # of other tables
+        (out / name).unlink(missing_ok=True)
     if shipped(protocol.protocol) != protocol:
         with atomic_path(out / OWN_PROTOCOL) as path:
             path.write_text(yaml.safe_dump(protocol.model_dump(), sort_keys=False))
@@ -97,6 +101,8 @@ def write_tables(
             with atomic_path(stem.with_suffix(suffix)) as path:
                 path.write_text(text)
             written.append(stem.with_suffix(suffix))
+    if not (tasks or models or settings):  # only now: all tables agree with it
+        write_json(out / MADE_OF, shown)
     return written
 
 

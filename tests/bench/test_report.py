@@ -47,7 +47,7 @@ def protocol():
 @pytest.fixture(scope="module")
 def report(results):
     assert main(["report", "--results", str(results)]) == 0
-    return results / "report.html"
+    return results / "tables/default/report.html"
 
 
 def test_every_finished_run_is_there_with_its_provenance(report, results, protocol):
@@ -73,7 +73,7 @@ def test_it_is_one_file_without_scripts(report):
 def test_figures_are_there_and_stand_in_files_too(report, results):
     page = report.read_text()
     images = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)"', page)
-    files = {path.stem: path for path in (results / "figures").rglob("*.png")}
+    files = {path.stem: path for path in (results / "tables/default/figures").rglob("*.png")}
     names = {"training", "parameters", "rotation", "cost", "spheres", "equivariance", "speed"}
     names |= {"confusion-UGSCNN", "confusion-PDO-eS2CNN-small"}
     assert files.keys() == names
@@ -228,18 +228,18 @@ def test_parity_shows_energies_and_errors(drawn):
 
 def test_panoramas_are_shown_with_their_own_protocol_alone(results, tmp_path):
     """`bench rooms` has drawn the workstation protocol's."""
-    tables = tmp_path / "tables"
-    tables.mkdir()
-    for name in ("synthetic_rooms_classes.md", "synthetic_rooms_panoramas.png"):
-        shutil.copy(ROOT / "results/recorded/workstation" / name, tables)
+    (tmp_path / "tables/workstation").mkdir(parents=True)
+    picture = ROOT / "results/recorded/workstation/synthetic_rooms_panoramas.png"
+    shutil.copy(picture, tmp_path / "tables/workstation")
     for protocol in ("workstation", "default"):
         run = "synthetic_rooms/UGSCNN/fold1/seed0"
         source = ROOT / "results/recorded" / protocol / "runs" / run
         shutil.copytree(source, tmp_path / "runs" / protocol / run)
         assert main(["report", "--protocol", protocol, "--results", str(tmp_path)]) == 0
-        shown = (tmp_path / "figures/synthetic_rooms/synthetic_rooms_panoramas.png").exists()
+        drawn = tmp_path / "tables" / protocol / "figures/synthetic_rooms"
+        shown = (drawn / "synthetic_rooms_panoramas.png").exists()
         assert shown == (protocol == "workstation")
-        assert (tmp_path / "figures/synthetic_rooms/confusion-UGSCNN.png").exists()
+        assert (drawn / "confusion-UGSCNN.png").exists()
 
 
 def test_in_a_browser(report, results, protocol, page_of):
@@ -253,15 +253,14 @@ def test_in_a_browser(report, results, protocol, page_of):
             "r => [...r.cells].map(c => c.textContent))"
         )
         shown = pd.DataFrame(rows[1:], columns=rows[0]).set_index("model")
-        table = pd.read_csv(results / "tables/tiny/table1.csv")
+        table = pd.read_csv(results / "tables/default/table1.csv")
         measured = table[table.reproduced_mean.notna()]
         assert len(measured) == 6
         for row in measured.itertuples():
             cell = f"{row.reproduced_mean:.2f} ± {row.reproduced_std:.2f} ({row.n_seeds}/2)"
-            assert shown.loc[row.model, f"{row.setting} ours"] == cell
-            assert shown.loc[row.model, f"{row.setting} claim"].startswith(
-                f"{row.reported_mean:.2f}"
-            )
+            assert shown.loc[row.model, f"{row.setting} corrected"] == cell
+            reported = shown.loc[row.model, f"{row.setting} reported"]
+            assert reported.startswith(f"{row.reported_mean:.2f}")
         images = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.alt.length])")
         assert images and all(wide > 0 and alt > 10 for wide, alt in images)
 
@@ -271,10 +270,10 @@ def test_runs_of_one_setting_alone_are_a_page(results, protocol, tmp_path):
     run = next(r for r in planned_runs(protocol) if (r.model, r.setting) == ("UGSCNN", "R"))
     shutil.copytree(results / "runs" / run.key, tmp_path / "runs" / run.key)
     assert main(["report", "--results", str(tmp_path)]) == 0
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "tables/default/report.html").read_text()
     assert page.count("<summary>default/") == 1 and "upright and of rotated" not in page
 
 
 def test_nothing_finished_is_a_page_too(tmp_path):
     assert main(["report", "--protocol", "paper", "--results", str(tmp_path)]) == 0
-    assert "None has finished." in (tmp_path / "report.html").read_text()
+    assert "None has finished." in (tmp_path / "tables/paper/report.html").read_text()

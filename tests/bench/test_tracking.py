@@ -267,15 +267,22 @@ def test_deleted_database_comes_back_from_the_files(tmp_path):
     for path in write_run(tmp_path, at_once, status="diverged"):
         if path.name in ("history.csv", "predictions.npz"):
             path.unlink()
-    (tmp_path / "tables").mkdir()
-    for name in ("table1.md", "table1.csv", "table3.csv"):
-        (tmp_path / "tables" / name).write_text(f"this is {name}")
-    (tmp_path / "tables" / "tracking.txt").write_text("0 runs changed")
+    paper, other = (tmp_path / "tables" / name for name in ("paper", "other"))
+    for folder, names in {
+        paper: ("table1.md", "table1.csv", "table3.csv", "tracking.txt"),
+        other: ("table1.csv",),
+    }.items():
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_text(f"this is {name} of {folder.name}")
     (tmp_path / "runs" / model / "N_R" / "seed4").mkdir()  # still training: no metrics.json
 
-    assert sync(tmp_path) == 8  # five seeds, their parent, two tables
+    assert sync(tmp_path) == 9  # five seeds, their parent, three tables
     first = content(tmp_path)
-    tables = ("all/spherical_mnist/table1", "all/qm7/table3")
+    tables = (
+        *("paper/spherical_mnist/table_1", "paper/qm7/table_3"),
+        "other/spherical_mnist/table_1",
+    )
     assert first.keys() == {*accuracies, diverged, at_once, model, *tables}
     assert first[diverged]["status"] == "FAILED"
     assert first[diverged]["tags"]["status"] == "diverged"
@@ -286,7 +293,10 @@ def test_deleted_database_comes_back_from_the_files(tmp_path):
     assert history(tmp_path, "N_R/test/N_R/accuracy_percent/std", model) == [(0, 1.0)]
     assert history(tmp_path, "N_R/seeds", model) == [(0, 3.0)]
     assert first[tables[0]]["artifacts"] == ["table1.csv", "table1.md"]
-    assert first[tables[0]]["tags"]["kind"] == "table"
+    assert first[tables[2]]["artifacts"] == ["table1.csv"]
+    for key in tables:
+        tags = first[key]["tags"]
+        assert (tags["kind"], tags["protocol"]) == ("table", key.split("/")[0])
     run = client_of(tmp_path).search_runs(["1"], f"tags.`suite.run_key` = '{KEY}'")[0]
     assert run.info.end_time - run.info.start_time == 2 * 3600 * 1000
     assert sync(tmp_path) == 0
@@ -302,8 +312,8 @@ def test_deleted_database_comes_back_from_the_files(tmp_path):
     assert done.stdout == "" and done.stderr == ""  # none of MLflow's chatter
     reconnect(tmp_path)
     assert content(tmp_path) == first
-    assert stored_table(tmp_path, "qm7", "table3.csv") == "this is table3.csv"
-    (tmp_path / "tables" / "table3.csv").write_text("a new table")
+    assert stored_table(tmp_path, "qm7", "table3.csv") == "this is table3.csv of paper"
+    (paper / "table3.csv").write_text("a new table")
     assert sync(tmp_path) == 1
     assert stored_table(tmp_path, "qm7", "table3.csv") == "a new table"
     assert sync(tmp_path) == 0

@@ -134,4 +134,4 @@ def test_runs_side_by_side_survive_a_kill_and_a_requeue(cluster, tmp_path):
         assert len(history) == 1 + EPOCHS
         metrics = json.loads((runs / f"seed{seed}/metrics.json").read_text())
         assert metrics["status"] == "finished"
-    assert "2/2" in (project.folder / "results/tables/table1.md").read_text()
+    assert "2/2" in (project.folder / "results/tables/slurm/table1.md").read_text()

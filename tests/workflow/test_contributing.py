@@ -52,7 +52,7 @@ def test_recipe_of_a_model(project):
 @pytest.mark.slow
 def test_recipe_of_a_data_set(project):
     follow(project, "Adding a data set")
-    table = (project.folder / "results/tables/table4.md").read_text()
+    table = (project.folder / "results/tables/harmonics/table4.md").read_text()
     assert "PDO-eS2CNN" in table and "1/1" in table
     run = project.folder / "results/runs/harmonics/harmonics/PDO-eS2CNN/all/seed0"
     found = json.loads((run / "metrics.json").read_text())

@@ -27,7 +27,7 @@ def test_other_tables_are_made_and_the_exit_status_is_the_protocols_choice(proje
     done = project.run(*command, **OFFLINE)
     assert done.returncode == 0, done.stdout
     assert jobs(done.stdout)["train"] == 1 and "fetch_qm7" not in jobs(done.stdout)
-    tables = project.folder / "results/tables"
+    tables = project.folder / "results/tables/offline"
     assert "UGSCNN" in (tables / "table1.md").read_text()
     missing = (tables / "table3.md").read_text()
     assert "DATA NOT AVAILABLE" in missing and "PDO_DATA_MIRROR is not set" in missing

@@ -75,8 +75,10 @@ def test_every_command_works(project):
     for command in COMMANDS:
         done = project.run("bash", "-c", command, PYTEST_ADDOPTS="--collect-only")
         assert done.returncode == 0, f"{command}\n{done.stdout}"
-        if command in ("make all", "snakemake --cores 8 all --config protocol=test"):
-            assert "results/tables/table1.html" in done.stdout
+        made = {"make all": "default", "snakemake --cores 8 all --config protocol=test": "test"}
+        if command in made:
+            for name in ("table1.html", "report.html"):
+                assert f"results/tables/{made[command]}/{name}" in done.stdout
         if command == "make all":
             assert (project.folder / "results/runs/default").is_dir()
             again = project.run("make", "all")

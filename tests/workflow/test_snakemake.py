@@ -34,13 +34,13 @@ def finished(project):
 def test_tables_are_made_and_named_at_the_end(finished):
     project, output = finished
     for suffix in ("csv", "md", "tex", "html"):
-        path = project.folder / f"results/tables/table1.{suffix}"
+        path = project.folder / f"results/tables/test/table1.{suffix}"
         assert path.stat().st_size > 300
         assert str(path) in output
     for name in ("table2s", "table3"):
-        others = pd.read_csv(project.folder / f"results/tables/{name}.csv")
+        others = pd.read_csv(project.folder / f"results/tables/test/{name}.csv")
         assert (others.n_seeds == 2).all() and others.reproduced_mean.notna().all()
-    table = pd.read_csv(project.folder / "results/tables/table1.csv")
+    table = pd.read_csv(project.folder / "results/tables/test/table1.csv")
     assert list(table.columns) == COLUMNS
     assert set(table.protocol) == {"test"} and (table.n_seeds == 2).all()
     assert set(table.setting) == {"N/N", "N/R", "R/R", "Omni"}
@@ -48,14 +48,14 @@ def test_tables_are_made_and_named_at_the_end(finished):
     small = claims[claims.model == "PDO-eS2CNN-small"].set_index("split")["mean"]
     mine = table[table.model == "PDO-eS2CNN-small"].set_index("setting")["reported_mean"]
     assert mine.to_dict() == small.to_dict()
-    assert "not MNIST" in (project.folder / "results/tables/table1.md").read_text()
-    figures = project.folder / "results/figures/synthetic_rooms"
+    assert "not MNIST" in (project.folder / "results/tables/test/table1.md").read_text()
+    figures = project.folder / "results/tables/test/figures/synthetic_rooms"
     assert (figures / "synthetic_rooms_panoramas.png").stat().st_size > 10_000
 
 
 def test_table_agrees_with_the_runs(finished):
     project, _ = finished
-    table = pd.read_csv(project.folder / "results/tables/table1.csv")
+    table = pd.read_csv(project.folder / "results/tables/test/table1.csv")
     row = table[(table.model == "UGSCNN") & (table.setting == "N/R")].iloc[0]
     values = [
         json.loads(path.read_text())["test"]["N/R"]["accuracy_percent"]
@@ -104,7 +104,7 @@ def test_snakemake_report_shows_tables_and_figures(finished, page_of):
     table = page.frame_locator("iframe").locator("table").first
     cells = table.evaluate("t => [...t.rows].map(r => [...r.cells].map(c => c.textContent))")
     shown = pd.DataFrame(cells[1:], columns=cells[0]).set_index("model")
-    for row in pd.read_csv(project.folder / "results/tables/table1.csv").itertuples():
+    for row in pd.read_csv(project.folder / "results/tables/test/table1.csv").itertuples():
         number = f"{row.reproduced_mean:.2f} ± {row.reproduced_std:.2f} (2/2)"
         assert shown.loc[row.model, f"{row.setting} corrected"] == number
 
@@ -115,7 +115,7 @@ def test_snakemake_report_shows_tables_and_figures(finished, page_of):
     image = page.locator("img[src*='training.png']")
     image.wait_for()
     content = base64.b64decode(image.get_attribute("src").split("base64,")[1])
-    file = project.folder / "results/figures/spherical_mnist/training.png"
+    file = project.folder / "results/tables/test/figures/spherical_mnist/training.png"
     assert content == file.read_bytes() and image.evaluate("i => i.naturalWidth") > 300
     # Its style sheet's advice to its authors, and a text that it logs.
     known = ("cdn.tailwindcss.com should not be used in production", '<div class="document">')
@@ -183,7 +183,7 @@ def test_recording_needs_a_clean_commit(finished):
     assert done.returncode == 0 and f"{RUNS} runs recorded" in done.stdout
     recorded = project.folder / "results/recorded/test"
     assert (recorded / "table1.csv").read_bytes() == (
-        project.folder / "results/tables/table1.csv"
+        project.folder / "results/tables/test/table1.csv"
     ).read_bytes()
     assert len(list(recorded.glob("runs/*/*/*/*/provenance.json"))) == RUNS
 

@@ -92,17 +92,17 @@ def test_a_walk_through_its_pages(address, clone, page_of):
     page.get_by_role("link", name="qm7").wait_for()
     page.get_by_role("link", name="synthetic_rooms").wait_for()
     page.get_by_role("link", name="spherical_mnist").click()
-    for name in (*MODELS, "table1"):
+    for name in (*MODELS, "table_1"):
         page.get_by_role("link", name=name, exact=True).wait_for()
     assert not page.get_by_role("link", name="N/seed0").count()
 
     # The table's files; its CSV is shown as a table.
-    page.get_by_role("link", name="table1", exact=True).click()
+    page.get_by_role("link", name="table_1", exact=True).click()
     page.get_by_role("tab", name="Artifacts").click()
     for suffix in ("html", "md", "tex"):
         page.get_by_text(f"table1.{suffix}", exact=True).wait_for()
     page.get_by_text("table1.csv", exact=True).click()
-    table = pd.read_csv(results / "tables/table1.csv")
+    table = pd.read_csv(results / "tables/default/table1.csv")
     page.get_by_role("row").filter(has_text="SphereNet").first.wait_for()
     rows = [row.split() for row in page.get_by_role("row").all_inner_texts()]
     assert rows[0][:3] == list(table.columns[:3])

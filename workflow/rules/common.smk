@@ -1,11 +1,15 @@
 # Helpers of the rules; no rules here.
 import json
 import os
+from pathlib import Path
 
 import torch
 
 from bench import machine
 from bench.config import parse_protocol, planned_runs
+from bench.data import QUIRKS
+from bench.errors import RunError
+from bench.outdated import is_made_of, is_outdated, made_of
 from bench.registry import MODELS, TASKS
 from data_prep import fetch_stanford, qm7
 
@@ -18,18 +22,24 @@ except ConfigError as error:
 config.update(PROTOCOL.model_dump())
 
 RUNS = {run.key: run for run in planned_runs(PROTOCOL)}
+
+# All that is made of a protocol's runs, apart from that of other protocols.
+FOLDER = f"results/tables/{PROTOCOL.protocol}"
 TABLES = [
-    f"results/tables/table{TASKS[task].table}.{suffix}"
+    f"{FOLDER}/table{TASKS[task].table}.{suffix}"
     for task in PROTOCOL.tasks
     for suffix in ("csv", "md", "tex", "html")
 ]
+PAGE, FIGURES = f"{FOLDER}/report.html", f"{FOLDER}/figures"
+# What is asked for so that the database is complete.
+TRACKED = [f"{FOLDER}/tracking.txt"] if PROTOCOL.tracking else []
 
 
 def in_report(path):
     """`snakemake --report` shows the page of each table."""
     if not path.endswith(".html"):
         return path
-    label = path.removeprefix("results/tables/table").removesuffix(".html")
+    label = path.removeprefix(f"{FOLDER}/table").removesuffix(".html")
     shown = {"caption": "../report/table.rst", "category": "Tables"}
     return report(path, labels={"table": label}, **shown)
 
@@ -62,14 +72,13 @@ if "stanford_2d3ds" in PROTOCOL.tasks:
     )
 UNAVAILABLE = {task: failures for task, failures in UNAVAILABLE.items() if failures}
 
-# What is asked for so that the database is complete.
-TRACKED = ["results/tables/tracking.txt"] if PROTOCOL.tracking else []
-
-TABLE_RUNS = [key for key, run in RUNS.items() if run.task not in UNAVAILABLE]
+METRICS = [
+    f"results/runs/{key}/metrics.json"
+    for key, run in RUNS.items()
+    if run.task not in UNAVAILABLE
+]
 REQUIRED = (
-    ["results/tables/all_data_were_there"]
-    if UNAVAILABLE and PROTOCOL.require_data
-    else []
+    [f"{FOLDER}/all_data_were_there"] if UNAVAILABLE and PROTOCOL.require_data else []
 )
 
 
@@ -78,6 +87,31 @@ def run_of(wildcards):
     if key not in RUNS:
         raise WorkflowError(f"{key} is not a run of protocol {PROTOCOL.protocol}")
     return RUNS[key]
+
+
+def outdated(path):
+    """A file that is not there: the job that waits for it runs. The date is that of what the job
+    will replace, so it is another file than one that a failed job has left behind."""
+    name = path.removeprefix("results/")
+    return [f"results/logs/outdated/{name}@{os.stat(path).st_mtime_ns}"]
+
+
+def outdated_run(wildcards):
+    run = run_of(wildcards)
+    try:
+        if is_outdated(Path("results"), run):
+            return outdated(f"results/runs/{run.key}/metrics.json")
+    except RunError as error:
+        raise WorkflowError(str(error)) from None
+    return []
+
+
+def outdated_tables(wildcards):
+    if not os.path.isdir(FOLDER):
+        return []
+    current = made_of(PROTOCOL, Path("results"), UNAVAILABLE)
+    whole = all(os.path.exists(path) for path in METRICS)
+    return [] if whole and is_made_of(Path(FOLDER), current) else outdated(FOLDER)
 
 
 def memory_mb(wildcards):
@@ -102,7 +136,7 @@ def prepared_data(wildcards):
 
 
 def print_tables():
-    for path in [*TABLES, "results/report.html"]:
+    for path in [*TABLES, PAGE]:
         if os.path.exists(path):  # another target than `all` may not have made it
             print(os.path.abspath(path))
     print("runs: results/runs")
@@ -118,21 +152,21 @@ def raw_molecules(wildcards):
     return rules.fetch_qm7.output if wildcards.molecules == "qm7" else []
 
 
+# Options of a preparation. The name of a folder decides all that is in it, never the protocol.
+def digit_options(wildcards):
+    chunk = wildcards.chunk.removeprefix("-chunk") or "1"
+    options = f"--edition {wildcards.edition} --rotation-chunk {chunk} --seed {wildcards.seed}"
+    if wildcards.source == "mnist":
+        return f"--raw data/raw/mnist {options}"
+    _, n_train, n_test = wildcards.source.split("-")
+    return f"--synthetic {n_train} {n_test} {options}"
+
+
 def molecule_source(wildcards):
     if wildcards.molecules == "qm7":
         return "--raw data/raw/qm7"
     _, n, seed = wildcards.molecules.split("-")
     return f"--synthetic {n} --seed {seed.removeprefix('seed')}"
-
-
-def preparation_options(wildcards):
-    data = PROTOCOL.tasks["spherical_mnist"].data
-    options = f"--seed {data.seed} --rotation-chunk {data.rotation_chunk}"
-    options += " --legacy-bilinear" if data.legacy_bilinear else ""
-    if wildcards.source != "mnist":
-        _, n_train, n_test = wildcards.source.split("-")
-        return f"{options} --synthetic {n_train} {n_test}"
-    return f"{options} --raw data/raw/mnist"
 
 
 def quirk_options(wildcards):

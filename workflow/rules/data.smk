@@ -1,10 +1,11 @@
-# Fetch, verify, prepare.
+# Fetch, verify, prepare. The folders are those that bench/data.py names.
 
 
 wildcard_constraints:
     grid=r"[a-z0-9-]+",
     source=r"mnist|synthetic-\d+-\d+",
-    variant=r"(-chunk\d+)?(-legacy)?-seed\d+",
+    edition="published|corrected",
+    chunk=r"(-chunk([2-9]|[1-9]\d+))?",
     molecules=r"qm7|synthetic-\d+-seed\d+",
     power=r"[12]",
     radius="half|whole",
@@ -12,7 +13,7 @@ wildcard_constraints:
     n=r"\d+",
     height=r"\d+",
     seed=r"\d+",
-    quirks=r"(-[a-z_]+)*",
+    quirks="".join(f"(-{quirk})?" for quirk in QUIRKS),
 
 
 # The files are outputs of no rule: Snakemake would delete those that are there before it fetches the
@@ -31,12 +32,12 @@ rule prepare_spherical_mnist:
     input:
         raw=ancient(raw_digits),
     output:
-        "data/spherical_mnist/{source}{variant}/{grid}/card.json",
+        "data/spherical_mnist/{source}-{edition}{chunk}-seed{seed}/{grid}/card.json",
     log:
-        "results/logs/prepare_spherical_mnist/{source}{variant}/{grid}.log",
+        "results/logs/prepare_spherical_mnist/{source}-{edition}{chunk}-seed{seed}/{grid}.log",
     threads: THREADS
     params:
-        options=preparation_options,
+        options=digit_options,
     shell:
         "python -m data_prep spherical-mnist {params.options} --grid {wildcards.grid}"
         " --out $(dirname {output}) 2>&1 | tee {log}"

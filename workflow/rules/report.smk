@@ -6,9 +6,9 @@ rule report:
     input:
         TABLES,
     output:
-        "results/report.html",
+        PAGE,
         report(
-            directory("results/figures"),
+            directory(FIGURES),
             patterns=["{about}/{figure}.png"],
             caption="../report/figure.rst",
             category="Figures",

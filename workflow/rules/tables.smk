@@ -3,7 +3,8 @@
 
 rule tables:
     input:
-        expand("results/runs/{key}/metrics.json", key=TABLE_RUNS),
+        METRICS,
+        outdated_tables,
         "results/reference/paper_tables.csv",
     output:
         [in_report(path) for path in TABLES],
@@ -25,7 +26,7 @@ rule require_data:
         TABLES,
         TRACKED,
     output:
-        "results/tables/all_data_were_there",
+        f"{FOLDER}/all_data_were_there",
     log:
         "results/logs/require_data.log",
     localrule: True

@@ -8,7 +8,7 @@ rule complete_tracking:
     input:
         TABLES,
     output:
-        "results/tables/tracking.txt",
+        f"{FOLDER}/tracking.txt",
     log:
         "results/logs/complete_tracking.log",
     localrule: True

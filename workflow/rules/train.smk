@@ -4,6 +4,7 @@
 
 rule train:
     input:
+        outdated_run,
         ancient(prepared_data),
     output:
         "results/runs/{protocol}/{task}/{model}/{setting}/seed{seed}/metrics.json",
@@ -19,3 +20,11 @@ rule train:
     shell:
         "python -m bench train --run {params.run:q} --gpus {resources.gpu} {params.tracking}"
         " > {log} 2>&1"
+
+
+# What is there is of another configuration than the present one. No record of Snakemake's is needed
+# to know that: results may have been copied here without it.
+rule outdated:
+    output:
+        temp(touch("results/logs/outdated/{path}")),
+    localrule: True
