@@ -147,13 +147,18 @@ def _commits(folders: list[RunFolder], found: Audit) -> None:
     except NoCommit as reason:
         found.notes.append(f"commits of recorded runs were not checked: {reason}")
         return
+    commits = {facts.get("git_commit") for f in folders for facts in stretches(f.provenance)}
+    if commits and not commits & known:
+        found.notes.append(
+            "commits of recorded runs were not checked: the repository has none of them"
+        )
+        known |= commits
     for folder in folders:
         for facts in stretches(folder.provenance):
-            where = f"{folder.path}/provenance.json"
+            where, commit = f"{folder.path}/provenance.json", facts.get("git_commit")
             if facts.get("git_dirty") is not False:
                 found.faults.append(f"{where}: the run does not come from a clean commit")
-            if facts.get("git_commit") not in known:
-                commit = facts.get("git_commit")
+            if commit not in known:
                 found.faults.append(f"{where}: commit {commit} is not in the history")
 
 

@@ -165,6 +165,12 @@ def test_a_missing_history_of_commits_is_a_note(results, monkeypatch):
     assert found.notes == ["commits of recorded runs were not checked: no git here"]
 
 
+def test_a_copy_without_history_is_a_note(results, monkeypatch):
+    monkeypatch.setattr(audits, "ancestors", lambda: {40 * "c"})
+    found = audit(results, root=results)
+    assert found.faults == [] and "the repository has none of them" in found.notes[0]
+
+
 def test_tables_and_record_refuse_what_the_audit_would(results):
     run = planned_runs(protocol())[0]
     folder = results / "runs" / run.key
