@@ -10,6 +10,7 @@ from bench.config import parse_protocol, planned_runs
 from bench.data import QUIRKS
 from bench.errors import RunError
 from bench.outdated import is_made_of, is_outdated, made_of
+from bench.prepared import prepared_folder
 from bench.registry import MODELS, TASKS
 from data_prep import fetch_stanford, qm7
 
@@ -22,6 +23,12 @@ except ConfigError as error:
 config.update(PROTOCOL.model_dump())
 
 RUNS = {run.key: run for run in planned_runs(PROTOCOL)}
+
+# Runs that have ended under another configuration.
+try:
+    OUTDATED = {key for key, run in RUNS.items() if is_outdated(Path("results"), run)}
+except RunError as error:
+    raise WorkflowError(str(error)) from None
 
 # All that is made of a protocol's runs, apart from that of other protocols.
 FOLDER = f"results/tables/{PROTOCOL.protocol}"
@@ -89,29 +96,20 @@ def run_of(wildcards):
     return RUNS[key]
 
 
-def outdated(path):
-    """A file that is not there: the job that waits for it runs. The date is that of what the job
-    will replace, so it is another file than one that a failed job has left behind."""
-    name = path.removeprefix("results/")
-    return [f"results/logs/outdated/{name}@{os.stat(path).st_mtime_ns}"]
+def make_again(path):
+    """As `--forcerun` does, but only if the job that makes the file is part of what is asked for:
+    the job's input function calls this, before it is decided which jobs must run. Snakemake itself
+    cannot tell where it has no record: results were copied here, or made by hand."""
+    workflow.dag.forcefiles.add(path)
 
 
-def outdated_run(wildcards):
-    run = run_of(wildcards)
-    try:
-        if is_outdated(Path("results"), run):
-            return outdated(f"results/runs/{run.key}/metrics.json")
-    except RunError as error:
-        raise WorkflowError(str(error)) from None
-    return []
-
-
-def outdated_tables(wildcards):
-    if not os.path.isdir(FOLDER):
-        return []
-    current = made_of(PROTOCOL, Path("results"), UNAVAILABLE)
+def tables_metrics(wildcards):
+    there = any(os.path.exists(path) for path in TABLES)
     whole = all(os.path.exists(path) for path in METRICS)
-    return [] if whole and is_made_of(Path(FOLDER), current) else outdated(FOLDER)
+    current = made_of(PROTOCOL, Path("results"), UNAVAILABLE)
+    if there and not (whole and is_made_of(Path(FOLDER), current)):
+        make_again(TABLES[0])
+    return METRICS
 
 
 def memory_mb(wildcards):
@@ -131,8 +129,9 @@ def tracking_option(wildcards, output):
 
 def prepared_data(wildcards):
     run = run_of(wildcards)
-    grid = MODELS[run.task, run.network].grid_name(run.data.level)
-    return f"data/{run.data.folder(grid)}/card.json"
+    if run.key in OUTDATED:
+        make_again(f"results/runs/{run.key}/metrics.json")
+    return f"data/{prepared_folder(run)}/card.json"
 
 
 def print_tables():

@@ -3,8 +3,7 @@
 
 rule tables:
     input:
-        METRICS,
-        outdated_tables,
+        tables_metrics,
         "results/reference/paper_tables.csv",
     output:
         [in_report(path) for path in TABLES],

@@ -4,7 +4,6 @@
 
 rule train:
     input:
-        outdated_run,
         ancient(prepared_data),
     output:
         "results/runs/{protocol}/{task}/{model}/{setting}/seed{seed}/metrics.json",
@@ -20,11 +19,3 @@ rule train:
     shell:
         "python -m bench train --run {params.run:q} --gpus {resources.gpu} {params.tracking}"
         " > {log} 2>&1"
-
-
-# What is there is of another configuration than the present one. No record of Snakemake's is needed
-# to know that: results may have been copied here without it.
-rule outdated:
-    output:
-        temp(touch("results/logs/outdated/{path}")),
-    localrule: True

@@ -1,5 +1,5 @@
 """An executor of Snakemake for tests: each job is a process that reads the Snakefile again, as the
-jobs of a cluster do (`--executor processes`, with this folder on PYTHONPATH)."""
+jobs of a cluster do (`--executor processes`, with the folder above on PYTHONPATH)."""
 
 import subprocess
 
