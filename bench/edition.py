@@ -59,7 +59,7 @@ def edition_of(file: Path) -> dict[str, Any]:
         if signals is None:
             others.append(f"{name} {array.shape}")
         else:
-            found.append(_examine(name, signals))
+            found.append(examine(name, signals))
     if not found:
         there = f"its arrays are {', '.join(others)}" if others else "it holds no arrays"
         raise RunError(f"{file} holds no signals on a known grid: {there}; known are {KNOWN}")
@@ -113,8 +113,8 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _examine(name: str, signals: np.ndarray) -> dict[str, Any]:
-    """Test digits of one array (n, P) and count their votes."""
+def examine(name: str, signals: np.ndarray) -> dict[str, Any]:
+    """Return the verdict on one array (n, P) and what was found, an entry of `arrays`."""
     grids = GRIDS[signals.shape[1]]
     rows = np.unique(np.linspace(0, len(signals) - 1, EXAMINED).astype(int))
     chosen = signals[rows]

@@ -2,12 +2,12 @@
 
 The half-turn test, for upright digits. The points and the projection are known, so a signal s of an
 edition is A x, a matrix (`data_prep.spherical_mnist.sampling_matrix`) times the pixels of an image.
-The test fits the pixels by least squares and looks at the residual, |s - A x| / |s|: what rounding
-leaves is 0.3 % at most, while the matrix of the other edition leaves 7 to 45 %. Then it fits the
-same signal after a half turn about the digit's axis. Correct bilinear sampling explains that as
-well, since a half turn of the signal is a half turn of the image about pixel 14. The published
-sampling does not, since its weights depend on the side of a pixel: this is how it reveals which way
-up a digit was. A digit votes
+The test fits the pixels by least squares and looks at the residual, |s - A x| / |s|. For each of
+MNIST's 10,000 test digits rounding leaves less than 0.5 %, the matrix of the other edition more
+than 4 %. Then the test fits the same signal after a half turn about the digit's axis. Correct
+bilinear sampling explains that as well, since a half turn of the signal is a half turn of the image
+about pixel 14. The published sampling does not, since its weights depend on the side of a pixel:
+this is how it reveals which way up a digit was. A digit votes
 
 - published: published sampling explains the signal and not its half turn;
 - corrected: correct sampling explains both.
@@ -57,7 +57,7 @@ BLUR, GAIN = 0.3, 1.3
 Both, and SHRINKAGE, were chosen on training digits of MNIST."""
 SHRINKAGE = 0.1
 """Added to the diagonal of the correlation matrix of the features."""
-FARTHEST = 4.0
+FARTHEST = 5.0
 """Mean squared Mahalanobis distance per feature beyond which a digit does not vote."""
 LEVELS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
