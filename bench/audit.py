@@ -147,7 +147,8 @@ def _commits(folders: list[RunFolder], found: Audit) -> None:
     except NoCommit as reason:
         found.notes.append(f"commits of recorded runs were not checked: {reason}")
         return
-    commits = {facts.get("git_commit") for f in folders for facts in stretches(f.provenance)}
+    every = [facts.get("git_commit") for f in folders for facts in stretches(f.provenance)]
+    commits = {commit for commit in every if isinstance(commit, str)}
     if commits and not commits & known:
         found.notes.append(
             "commits of recorded runs were not checked: the repository has none of them"
