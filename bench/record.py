@@ -43,9 +43,12 @@ def record(protocol: ProtocolConfig, results: Path) -> list[Path]:
     for run in runs:
         source = results / "runs" / run.key
         checked_metrics(source, run)
-        if read_json(source / "provenance.json")["git_dirty"] is not False:
+        facts = read_json(source / "provenance.json")
+        if facts["git_dirty"] is not False:
+            reason = facts.get("git_problem") or "the working tree had changes"
             raise RunError(
-                f"{source} does not come from a clean commit: commit, delete it, and run it again"
+                f"{source} does not come from a clean commit ({reason}): commit, delete it, and "
+                "run it again"
             )
     folders = []
     for run in runs:
