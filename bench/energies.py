@@ -12,7 +12,7 @@ import pandas as pd
 from bench import figures
 from bench.config import ProtocolConfig
 from bench.registry import TASKS
-from bench.run_folder import finished_runs
+from bench.run_checks import finished_runs
 from data_prep.files import atomic_path, write_bytes
 
 TASK = "qm7"

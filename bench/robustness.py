@@ -15,7 +15,7 @@ from bench.errors import RunError
 from bench.frames import over_runs
 from bench.hardware import hardware
 from bench.provenance import origin
-from bench.run_folder import finished_runs
+from bench.run_checks import finished_runs
 from bench.source_tree import git_state
 from bench.tables import command
 from data_prep.files import atomic_path, write_bytes

@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 from bench import figures
 from bench.config import ProtocolConfig, RunConfig
 from bench.registry import MODELS, TASKS
-from bench.run_folder import finished_runs
+from bench.run_checks import finished_runs
 from bench.segmentation import CLASSES, confusion, per_class
 from bench.tasks_rooms import Rooms
 from data_prep.files import atomic_path, write_bytes

@@ -4,13 +4,71 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.config import ProtocolConfig, RunConfig, planned_runs
-from bench.errors import RunError
+import yaml
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+from bench.config import ProtocolConfig, RunConfig, planned_runs, validated
+from bench.errors import ConfigError, RunError
 
 RUN_FILES = ("metrics.json", "config.yaml", "provenance.json", "history.csv", "predictions.npz")
 """What a finished run leaves, beside its weights."""
+
+
+class Metrics(BaseModel):
+    """What metrics.json must hold, and of which kind."""
+
+    model_config = ConfigDict(strict=True)
+
+    run: str
+    status: str
+    config_hash: str
+    parameters: int
+    epochs: int
+    best_epoch: int
+    validation: dict[str, FiniteFloat]
+    test: dict[str, dict[str, FiniteFloat]]
+
+
+class Stretch(BaseModel):
+    """Where a stretch of a run comes from."""
+
+    model_config = ConfigDict(strict=True)
+
+    git_commit: str | None
+    git_dirty: bool | None = None
+
+
+class DataFacts(BaseModel):
+    """The data's part of provenance."""
+
+    model_config = ConfigDict(strict=True)
+
+    card: dict[str, Any]
+    counts: dict[str, int]
+
+
+class Provenance(Stretch):
+    """What provenance.json must hold, and of which kind."""
+
+    config: dict[str, Any]
+    config_sha256: str
+    data: DataFacts
+    cpu: str
+    gpu: str | None
+    precision: str
+    resumed_from: list[Stretch] = []
+    caveats: list[str] = []
+
+
+class RunFolder(NamedTuple):
+    """The files of a run that has ended."""
+
+    path: Path
+    run: RunConfig
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def read_metrics(results: Path, run: RunConfig) -> dict[str, Any] | None:
@@ -41,6 +99,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
+def read_run(path: Path) -> RunFolder:
+    """Return what a run folder holds.
+
+    Raises:
+        RunError: a file is missing or cannot be read, or an entry is missing or of another kind.
+    """
+    file = path / "config.yaml"
+    try:
+        run = validated(RunConfig, yaml.safe_load(file.read_text()), "run")
+    except (OSError, yaml.YAMLError, ConfigError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{file} holds no configuration of a run ({reason})") from error
+    folder = RunFolder(
+        path, run, read_json(path / "metrics.json"), read_json(path / "provenance.json")
+    )
+    kinds: tuple[tuple[str, type[BaseModel], dict[str, Any]], ...] = (
+        ("metrics", Metrics, folder.metrics),
+        ("provenance", Provenance, folder.provenance),
+    )
+    for name, kind, tree in kinds:
+        try:
+            validated(kind, tree, name)
+        except ConfigError as error:
+            raise RunError(f"{path / name}.json: {error}") from error
+    return folder
+
+
 def ended_runs(
     protocol: ProtocolConfig, task: str, results: Path
 ) -> list[tuple[RunConfig, dict[str, Any]]]:
@@ -48,21 +133,3 @@ def ended_runs(
     runs = [run for run in planned_runs(protocol) if run.task == task]
     ended = [(run, read_metrics(results, run)) for run in runs]
     return [(run, metrics) for run, metrics in ended if metrics is not None]
-
-
-def finished_runs(
-    protocol: ProtocolConfig, task: str, results: Path
-) -> list[tuple[RunConfig, dict[str, Any]]]:
-    """Return the runs of `ended_runs` that did not diverge.
-
-    Raises:
-        RunError: there are none.
-    """
-    ended = ended_runs(protocol, task, results)
-    finished = [(run, metrics) for run, metrics in ended if metrics["status"] == "finished"]
-    if not finished:
-        raise RunError(
-            f"no finished run of {task} in protocol {protocol.protocol}: run `snakemake --cores 2 "
-            f"all --config protocol={protocol.protocol}` first"
-        )
-    return finished

@@ -14,8 +14,7 @@ from scipy import stats
 from bench.config import ProtocolConfig, RunConfig, planned_runs, shipped
 from bench.data import DigitData
 from bench.registry import TASKS
-from bench.run_checks import checked_metrics
-from bench.run_folder import ended_runs
+from bench.run_checks import checked_runs
 
 REPORTED = Path(__file__).resolve().parent.parent / "results" / "reference" / "paper_tables.csv"
 
@@ -101,7 +100,7 @@ def build_table(
     reported = reported[reported["task"] == task].set_index(["model", "metric", "setting"])
     protocols = by_edition(protocol, task)
     planned = {e: [r for r in planned_runs(p) if r.task == task] for e, p in protocols.items()}
-    ended = {edition: _checked_runs(p, task, results) for edition, p in protocols.items()}
+    ended = {edition: checked_runs(p, task, results) for edition, p in protocols.items()}
     counts = {run.model: m["parameters"] for one in ended.values() for run, m in one}
     rows = []
     for model in dict.fromkeys(run.model for run in planned_runs(protocol) if run.task == task):
@@ -136,18 +135,6 @@ def build_table(
     for name in ("params_reported", "params_reproduced"):
         table[name] = table[name].astype("Int64")
     return table
-
-
-def _checked_runs(
-    protocol: ProtocolConfig, task: str, results: Path
-) -> list[tuple[RunConfig, dict[str, Any]]]:
-    """Return the runs that have ended, after the files of each have been checked.
-
-    Raises:
-        RunError: a run contradicts itself.
-    """
-    runs = [run for run, _ in ended_runs(protocol, task, results)]
-    return [(run, checked_metrics(results / "runs" / run.key, run)) for run in runs]
 
 
 def _reported(reported: pd.DataFrame, model: str, metric: str, column: str) -> dict[str, Any]:

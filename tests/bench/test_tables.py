@@ -45,15 +45,19 @@ def put(results, run, status="finished", value=98.0, config_hash=None, **facts):
         targets, predictions = np.zeros(4), np.full(4, value)
     scores = TASK_CLASSES[run.task].score(predictions, targets)
     columns = columns_of(run.task, run.setting)
+    finished, length = status == "finished", run.train.epochs - (status == "diverged")
     metrics = {"run": run.key, "status": status, "parameters": 61658, "config_hash": run.hash}
-    metrics |= {"epochs": run.train.epochs, "best_epoch": 1, "validation": {metric: 50.0}}
-    metrics |= {"test": dict.fromkeys(columns, scores) if status == "finished" else {}}
-    epochs = "".join(f"{epoch},50.0\n" for epoch in range(1, run.train.epochs + 1))
-    (folder / "history.csv").write_text(f"epoch,validation_{metric}\n{epochs}")
+    metrics |= {"epochs": run.train.epochs, "best_epoch": 1}
+    metrics |= {"validation": {metric: 50.0} if finished else {}}
+    metrics |= {"test": dict.fromkeys(columns, scores) if finished else {}}
+    epochs = "".join(f"{epoch},0.5,50.0\n" for epoch in range(1, length + 1))
+    (folder / "history.csv").write_text(f"epoch,train_loss,validation_{metric}\n{epochs}")
     names = [column.replace("/", "_") for column in columns]
     arrays = {f"{name}_predictions": predictions for name in names}
-    np.savez(folder / "predictions.npz", **arrays, **{f"{n}_targets": targets for n in names})
-    data = {"card": run.data.card(grid_of(run)), "counts": dict.fromkeys(columns, len(targets))}
+    if finished:
+        np.savez(folder / "predictions.npz", **arrays, **{f"{n}_targets": targets for n in names})
+    card = run.data.card(grid_of(run)) | {"sha256": {"test_N.npy": "0"}}
+    data = {"card": card, "counts": dict.fromkeys(columns, len(targets))}
     facts = FACTS | facts | {"config": run.model_dump(), "config_sha256": run.hash, "data": data}
     (folder / "config.yaml").write_text(yaml.safe_dump(run.model_dump()))
     (folder / "provenance.json").write_text(json.dumps(facts))
