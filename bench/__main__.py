@@ -364,7 +364,7 @@ def _audit(options: argparse.Namespace) -> int:
         return 0 if same else 1
     from bench.audit import audit
 
-    found = audit(options.results, options.protocols or None)
+    found = audit(options.results, options.protocols or None, options.data)
     for fault in found.faults:
         print(fault)
     for note in found.notes:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
-from bench.config import RunConfig, load_protocol, shipped
-from bench.data import DigitData, MoleculeData
+from bench.audit_data import array_faults, target_faults
+from bench.config import RunConfig, load_protocol, planned_runs, shipped
 from bench.documents import document_faults
-from bench.errors import ConfigError, RunError
-from bench.prepared import prepared_folder
+from bench.errors import ConfigError, RunError, unknown
 from bench.provenance import stretches
+from bench.record import command, keeps_weights, write_recorded_tables
 from bench.registry import MODELS
-from bench.run_checks import RunFolder, digest, faults_of, read_run, targets_of
-from bench.source_tree import ROOT, NoCommit, ancestors
-from data_prep import mnist, qm7
-
-RAW_QM7 = ROOT / "data/raw/qm7"
+from bench.run_checks import faults_of, misplaced
+from bench.run_folder import RunFolder, read_run
+from bench.source_tree import NoCommit, ancestors
+from bench.tables import OWN_PROTOCOL
 
 
 @dataclass
@@ -40,157 +37,173 @@ class Audit:
     notes: list[str] = field(default_factory=list)
 
 
-def audit(results: Path, protocols: list[str] | None = None, root: Path = ROOT) -> Audit:
+def audit(
+    results: Path,
+    protocols: list[str] | None = None,
+    data: Path = Path("data"),
+    root: Path | None = None,
+) -> Audit:
     """Check every run below `results`, the recorded tables, and the documents that quote them.
 
     Args:
         protocols: names of those to check; all unless given.
-        root: the project, whose README.md and docs/ quote recorded tables.
+        data: folder whose raw/ may hold the data sets; see `bench.audit_data`.
+        root: the project whose README.md and docs/ are checked, the folder of `results` unless
+            given.
+
+    Raises:
+        ConfigError: there is nothing of such a protocol.
     """
     found = Audit()
-    recorded: list[RunFolder] = []
-    for inner, where in (("", results / "runs"), ("runs", results / "recorded")):
-        for protocol in sorted(path for path in where.glob("*") if path.is_dir()):
-            if protocols is None or protocol.name in protocols:
-                folders = _runs(protocol / inner, found)
-                recorded += folders if inner else []
-                _agreement(folders, found)
-    _agreement(recorded, found)
-    _commits(recorded, found)
-    _weights(recorded, found)
-    for folder in sorted(path.parent for path in (results / "recorded").glob("*/runs")):
-        if protocols is None or folder.name in protocols:
-            _tables(results, folder, found)
-    quotes, faults = document_faults(root)
-    found.quotes = quotes
+    trained = {path.name: path for path in sorted((results / "runs").glob("*")) if path.is_dir()}
+    kept = {path.parent.name: path for path in sorted((results / "recorded").glob("*/runs"))}
+    names = sorted(trained | kept)
+    for name in protocols or []:
+        if name not in names:
+            raise unknown(f"protocol in {results}", name, names)
+    chosen = names if protocols is None else protocols
+
+    # Each run by itself.
+    finished, recorded = (
+        _runs([where[name] for name in chosen if name in where], found) for where in (trained, kept)
+    )
+    _commits(finished.readable, recorded.readable, found)
+    _weights(finished.readable, recorded.readable, found)
+
+    # Runs with each other, without those that contradict themselves.
+    for runs in (finished, recorded):
+        found.faults += array_faults(runs.sound)
+    faults, notes = target_faults(finished.sound + recorded.sound, data)
     found.faults += faults
-    found.faults = list(dict.fromkeys(found.faults))
+    found.notes += notes
+
+    # What is made of them.
+    for name in chosen:
+        if name in kept:
+            found.faults += _unfinished(kept[name])
+            _tables(results, kept[name].parent, recorded.readable, found)
+    found.quotes, faults = document_faults(root or results.absolute().parent)
+    found.faults = list(dict.fromkeys(found.faults + faults))
     return found
 
 
-def _runs(where: Path, found: Audit) -> list[RunFolder]:
-    """Check each run folder by itself; return those that can be read."""
-    folders = []
-    for path in sorted(file.parent for file in where.rglob("metrics.json")):
+class Runs(NamedTuple):
+    """Runs whose files can be read, and those of them that do not contradict themselves."""
+
+    readable: list[RunFolder]
+    sound: list[RunFolder]
+
+
+def _runs(folders: list[Path], found: Audit) -> Runs:
+    """Check each run below some folders by itself."""
+    runs = Runs([], [])
+    for path in sorted(file.parent for where in folders for file in where.rglob("metrics.json")):
         found.runs += 1
         try:
-            folder = read_run(path)
+            run = read_run(path)
         except RunError as error:
             found.faults.append(str(error))
             continue
-        found.faults += [f"{path}/{fault}" for fault in faults_of(folder)]
-        folders.append(folder)
-    return folders
+        faults = [f"{path}/{fault}" for fault in misplaced(run) + faults_of(run)]
+        found.faults += faults
+        runs.readable.append(run)
+        runs.sound.extend([] if faults else [run])
+    return runs
 
 
-def _agreement(folders: Iterable[RunFolder], found: Audit) -> None:
-    """Runs on one prepared folder must have read the same arrays, and the same targets."""
-    arrays: dict[tuple[str, str], tuple[str, Path]] = {}
-    targets: dict[tuple[Any, ...], tuple[str, Path]] = {}
-    for folder in folders:
-        run, card = folder.run, _card(folder)
-        name = prepared_folder(run)
-        # An approximation of an edition is said on the card; its arrays are others.
-        kind = f"{name} {card.get('approximation', '')}"
-        for file, sha256 in card.get("sha256", {}).items():
-            first, path = arrays.setdefault((kind, file), (sha256, folder.path))
-            if sha256 != first:
-                found.faults.append(
-                    f"{folder.path}/provenance.json: {file} of {name} is not what {path} read"
-                )
-        if folder.metrics.get("status") != "finished":
-            continue
-        try:
-            for column, values in targets_of(folder):
-                # Labels of points depend on the grid, those of digits and molecules do not.
-                data = name if values.ndim > 1 else name.rsplit("/", 1)[0]
-                key = (run.task, data, run.data.n_test, run.setting, column)
-                first, path = targets.setdefault(key, (digest(values), folder.path))
-                where = f"{folder.path}/predictions.npz: targets of {column}"
-                if digest(values) != first:
-                    found.faults.append(f"{where} are not those of {path}")
-                elif not _known(run, values):
-                    found.faults.append(f"{where} are not those of the data set")
-        except (OSError, ValueError, KeyError):
-            pass  # said by the checks of the folder itself
+def _unfinished(where: Path) -> list[str]:
+    """Return a line for each recorded run without metrics.json."""
+    folders = sorted({file.parent for file in where.rglob("*") if file.is_file()})
+    files = [folder / "metrics.json" for folder in folders]
+    return [f"{file}: it is missing" for file in files if not file.is_file()]
 
 
-def _card(folder: RunFolder) -> dict[str, Any]:
-    data = folder.provenance.get("data")
-    card = data.get("card") if isinstance(data, dict) else None
-    return card if isinstance(card, dict) else {}
-
-
-def _known(run: RunConfig, targets: np.ndarray) -> bool:
-    """Return whether targets are those of the data set, where that can be told without a download.
-
-    The labels of all test digits have a known SHA-256 as an IDX file. Energies are compared with
-    raw data, if those are at hand.
-    """
-    data = run.data
-    if data.n_test is not None:
-        return True
-    if isinstance(data, DigitData) and data.source == "mnist":
-        idx = struct.pack(">II", 2049, len(targets)) + targets.astype(np.uint8).tobytes()
-        return hashlib.sha256(idx).hexdigest() == mnist.SHA256["t10k-labels-idx1-ubyte"]
-    if isinstance(data, MoleculeData) and data.source == "qm7" and (RAW_QM7 / qm7.FILE).exists():
-        raw = qm7.load_qm7(RAW_QM7)
-        fold = raw.folds[int(run.setting.removeprefix("fold"))]
-        return np.array_equal(targets, raw.energies[np.sort(fold)])
-    return True
-
-
-def _commits(folders: list[RunFolder], found: Audit) -> None:
-    """Recorded runs must come from clean commits in the history of the one that is checked out."""
+def _commits(finished: list[RunFolder], recorded: list[RunFolder], found: Audit) -> None:
+    """Recorded runs come from clean commits in the history of the one that is checked out."""
+    unclean = [run for run in finished if run.provenance.get("git_dirty") is not False]
+    if unclean:
+        found.notes.append(
+            f"{len(unclean)} finished runs do not come from a clean commit and cannot be recorded, "
+            f"the first is {unclean[0].path}"
+        )
+    origins = [
+        (f"{run.path}/provenance.json", facts)
+        for run in recorded
+        for facts in stretches(run.provenance)
+    ]
+    for where, facts in origins:
+        if facts.get("git_dirty") is not False:
+            found.faults.append(f"{where}: the run does not come from a clean commit")
+    commits = {str(facts["git_commit"]) for _, facts in origins}
     try:
         known = ancestors()
+        if commits and not commits & known:
+            raise NoCommit("the repository has none of them")
     except NoCommit as reason:
         found.notes.append(f"commits of recorded runs were not checked: {reason}")
         return
-    every = [facts.get("git_commit") for f in folders for facts in stretches(f.provenance)]
-    commits = {commit for commit in every if isinstance(commit, str)}
-    if commits and not commits & known:
-        found.notes.append(
-            "commits of recorded runs were not checked: the repository has none of them"
-        )
-        known |= commits
-    for folder in folders:
-        for facts in stretches(folder.provenance):
-            where, commit = f"{folder.path}/provenance.json", facts.get("git_commit")
-            if facts.get("git_dirty") is not False:
-                found.faults.append(f"{where}: the run does not come from a clean commit")
-            if commit not in known:
-                found.faults.append(f"{where}: commit {commit} is not in the history")
+    for where, facts in origins:
+        if facts["git_commit"] not in known:
+            found.faults.append(f"{where}: commit {facts['git_commit']} is not in the history")
 
 
-def _weights(folders: list[RunFolder], found: Audit) -> None:
-    """Recorded weights must fit the network of the configuration, with its parameters."""
-    shapes: dict[str, tuple[int, dict[str, tuple[int, ...]]]] = {}
-    for folder in folders:
-        path = folder.path / "weights.safetensors"
-        if not path.exists():
-            continue
-        run = folder.run
-        build = MODELS[run.task, run.network].build
+class Network(NamedTuple):
+    """What the network of a configuration has."""
+
+    parameters: int
+    state: dict[str, tuple[torch.dtype, torch.Size]]
+    """Type and shape of each tensor."""
+
+
+def _weights(finished: list[RunFolder], recorded: list[RunFolder], found: Audit) -> None:
+    """Weights are there, are numbers, and fit the network of the configuration, which has as many
+    parameters as metrics.json says."""
+    networks: dict[str, Network] = {}
+    wanted = [(folder, True) for folder in finished]
+    wanted += [(folder, keeps_weights(folder.run)) for folder in recorded]
+    for folder, kept in wanted:
+        run, path = folder.run, folder.path / "weights.safetensors"
         key = json.dumps([run.task, run.network, run.data.level, run.options], sort_keys=True)
-        if key not in shapes:
-            model = build(level=run.data.level, **run.options)
-            count = sum(p.numel() for p in model.parameters())
-            shapes[key] = count, {n: tuple(v.shape) for n, v in model.state_dict().items()}
-        count, expected = shapes[key]
-        if count != folder.metrics.get("parameters"):
+        if key not in networks:
+            try:
+                networks[key] = _network(run)
+            except (TypeError, ValueError) as error:
+                found.faults.append(f"{folder.path}/config.yaml: no network is built ({error})")
+                continue
+        network = networks[key]
+        if network.parameters != folder.metrics["parameters"]:
             found.faults.append(
-                f"{folder.path}/metrics.json: {folder.metrics.get('parameters')} parameters, the "
-                f"network has {count}"
+                f"{folder.path}/metrics.json: {folder.metrics['parameters']} parameters, the "
+                f"network has {network.parameters}"
             )
-        try:
-            there = {name: value.shape for name, value in load_file(path).items()}
-        except Exception as error:  # safetensors has errors of its own
-            found.faults.append(f"{path}: it cannot be read ({error})")
-            continue
-        if there != expected:
-            names = sorted(k for k in there.keys() | expected if there.get(k) != expected.get(k))
-            found.faults.append(f"{path}: {', '.join(names[:3])} do not fit the network")
+        if path.exists():
+            found.faults += _misfits(path, network)
+        elif kept and folder.metrics["status"] == "finished":
+            found.faults.append(f"{path}: it is missing")
+
+
+def _network(run: RunConfig) -> Network:
+    model = MODELS[run.task, run.network].build(level=run.data.level, **run.options)
+    return Network(sum(p.numel() for p in model.parameters()), _kinds(model.state_dict()))
+
+
+def _kinds(state: dict[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (value.dtype, value.shape) for name, value in state.items()}
+
+
+def _misfits(path: Path, network: Network) -> list[str]:
+    """Return a line if a file of weights does not fit a network, or holds what is no number."""
+    try:
+        weights = load_file(path)
+    except Exception as error:  # safetensors has errors of its own
+        return [f"{path}: it cannot be read ({error})"]
+    there = _kinds(weights)
+    names = sorted(there.keys() | network.state)
+    wrong = [name for name in names if there.get(name) != network.state.get(name)]
+    if wrong:
+        return [f"{path}: {', '.join(wrong[:3])} do not fit the network"]
+    broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    return [f"{path}: {broken[0]} is not finite"] if broken else []
 
 
 def _rows(folder: Path) -> list[str]:
@@ -202,18 +215,40 @@ def _rows(folder: Path) -> list[str]:
     return list(dict.fromkeys(rows))
 
 
-def _tables(results: Path, folder: Path, found: Audit) -> None:
-    """Recorded tables must be, byte for byte, what their runs give."""
-    from bench.record import write_recorded_tables
-
+def _tables(results: Path, folder: Path, runs: list[RunFolder], found: Audit) -> None:
+    """Recorded tables are, byte for byte, what the recorded runs give, and there are no others."""
+    own = folder / OWN_PROTOCOL
     try:
-        protocol = shipped(folder.name) or load_protocol(folder / "protocol.yaml")
+        protocol = load_protocol(own) if own.exists() else shipped(folder.name)
+        if protocol is None or protocol.protocol != folder.name:
+            raise ConfigError(f"neither config/ nor {own} has the protocol")
+        planned = {run.key: run for run in planned_runs(protocol)}
+        found.notes += [
+            f"{run.path} is no run of the protocol as it is now: its table leaves it out"
+            for run in runs
+            if run.run.protocol == folder.name and planned.get(run.run.key) != run.run
+        ]
         with TemporaryDirectory() as scratch:
-            paths = write_recorded_tables(protocol, results, Path(scratch), _rows(folder))
-            found.tables += len(paths)
-            for path in paths:
-                there = folder / path.name
-                if not there.exists() or there.read_bytes() != path.read_bytes():
-                    found.faults.append(f"{there}: it is not the table that its runs give")
+            write_recorded_tables(protocol, results, Path(scratch), _rows(folder))
+            made = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
     except (RunError, ConfigError, OSError) as error:
-        found.faults.append(f"{folder}: its tables cannot be made ({error})")
+        if found.faults:  # of runs, which no table is made of
+            found.notes.append(f"{folder}: its tables were not checked, for the faults of runs")
+        else:
+            found.faults.append(f"{folder}: its tables cannot be made ({error})")
+        return
+    found.tables += sum(name.startswith("table") for name in made)
+    there = {path.name for path in (*folder.glob("table*"), *folder.glob(OWN_PROTOCOL))}
+    for name in sorted(there | made.keys()):
+        if name not in made:
+            found.faults.append(f"{folder / name}: no recorded run makes it")
+        elif name not in there:
+            found.faults.append(f"{folder / name}: it is missing, `{command(protocol)}` makes it")
+        elif line := _first_difference((folder / name).read_bytes(), made[name]):
+            found.faults.append(f"{folder / name}: line {line} is not what its runs give")
+
+
+def _first_difference(there: bytes, made: bytes) -> int:
+    """Return the number of the first line in which two texts differ, 0 if they do not."""
+    pairs = zip_longest(there.split(b"\n"), made.split(b"\n"))
+    return next((number for number, (a, b) in enumerate(pairs, 1) if a != b), 0)

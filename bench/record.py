@@ -85,10 +85,6 @@ def write_recorded_tables(
     tasks = [task for task in protocol.tasks if (target / "runs" / task).is_dir()]
     if not tasks:
         raise RunError(f"{target} holds no recorded run: see `python -m bench record --help`")
-    name = protocol.protocol
-    if shipped(name) != protocol:
-        name = f"results/recorded/{name}/{OWN_PROTOCOL}"
-    command = f"python -m bench tables --recorded --protocol {name}"
     with recorded_runs(results) as kept:
         return write_tables(
             protocol,
@@ -97,9 +93,17 @@ def write_recorded_tables(
             tasks=tasks,
             models=models,
             settings=settings,
-            made_by=command,
+            made_by=command(protocol),
             link=lambda run: address(recorded_folder(results, run.key), target),
         )
+
+
+def command(protocol: ProtocolConfig) -> str:
+    """Return the shell command that makes the tables of the recorded runs of a protocol."""
+    name = protocol.protocol
+    if shipped(name) != protocol:
+        name = f"results/recorded/{name}/{OWN_PROTOCOL}"
+    return f"python -m bench tables --recorded --protocol {name}"
 
 
 def recorded_folder(results: Path, key: str) -> Path:

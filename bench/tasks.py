@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from baselines.inputs import MNIST_MEAN, MNIST_STD
-from bench.config import RunConfig
+from bench.config import Data, RunConfig
 from bench.errors import RunError
 from bench.prepared import describe, open_prepared
 from bench.registry import TASKS, columns_of
@@ -39,15 +39,13 @@ class SphericalMNIST:
         train_labels = np.load(folder / "train_labels.npy").astype(np.int64)
         test_labels = np.load(folder / "test_labels.npy").astype(np.int64)
         train, validation = split["train"], split["validation"]
-        test = np.arange(len(test_labels))
-        n_train, n_test, seed = run.data.n_train, run.data.n_test, run.data.seed
+        test = chosen_test_digits(run.data, test_labels)
+        n_train, seed = run.data.n_train, run.data.seed
         total = len(train) + len(validation)
         if n_train is not None and n_train < total:
             held_out = round(n_train * len(validation) / total)
             validation = stratified_subset(train_labels, validation, held_out, seed)
             train = stratified_subset(train_labels, train, n_train - held_out, seed)
-        if n_test is not None and n_test < len(test):
-            test = stratified_subset(test_labels, test, n_test, seed)
 
         def signals(name: str) -> np.ndarray:
             return np.load(folder / f"{name}.npy", mmap_mode="r")
@@ -97,6 +95,14 @@ class SphericalMNIST:
     def score(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]:
         """Accuracy in percent."""
         return {SphericalMNIST.metric: 100 * float(np.mean(predictions == targets))}
+
+
+def chosen_test_digits(data: Data, labels: np.ndarray) -> np.ndarray:
+    """Return the indices of the test digits that a run sees, from the labels of all, (n,)."""
+    every = np.arange(len(labels))
+    if data.n_test is None or data.n_test >= len(labels):
+        return every
+    return stratified_subset(labels, every, data.n_test, data.seed)
 
 
 TASK_CLASSES: dict[str, Any] = {

@@ -38,17 +38,9 @@ class QM7:
             fold_of = file["fold"]
         signals = folder / "signals.npy"
         self.signals = None if card["grid"] == "none" else np.load(signals, mmap_mode="r")
-        fold = int(run.setting.removeprefix("fold"))
-        rng = np.random.default_rng((run.data.seed, fold))
-        order = rng.permutation(np.flatnonzero(fold_of != fold))[: run.data.n_train]
-        test = np.sort(rng.permutation(np.flatnonzero(fold_of == fold))[: run.data.n_test])
         self.tests = columns_of(run.task, run.setting)
-        held_out = np.arange(len(order)) % 10 == 0
-        self.sets: dict[str, np.ndarray] = {
-            "train": np.sort(order[~held_out]),
-            "validation": np.sort(order[held_out]),
-            **dict.fromkeys(self.tests, test),
-        }
+        train, validation, test = split(run, fold_of)
+        self.sets = {"train": train, "validation": validation, **dict.fromkeys(self.tests, test)}
         self.facts = describe(card, self.sets)
         self.scale = 1.0
 
@@ -105,6 +97,17 @@ class QM7:
         atoms = np.concatenate([np.arange(self.first[k], self.first[k + 1]) for k in chosen])
         signals = None if signals is None else signals[atoms]
         return in_one_batch(sizes, self.charges[atoms], self.positions[atoms], signals)
+
+
+def split(run: RunConfig, fold_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the sorted indices of a run's training, validation and test molecules, from the fold
+    of every molecule, (n,)."""
+    fold = int(run.setting.removeprefix("fold"))
+    rng = np.random.default_rng((run.data.seed, fold))
+    order = rng.permutation(np.flatnonzero(fold_of != fold))[: run.data.n_train]
+    test = rng.permutation(np.flatnonzero(fold_of == fold))[: run.data.n_test]
+    held_out = np.arange(len(order)) % 10 == 0
+    return np.sort(order[~held_out]), np.sort(order[held_out]), np.sort(test)
 
 
 def in_one_batch(
