@@ -366,3 +366,11 @@ def test_signal_handlers_are_restored(tmp_path, tiny_data):
         os.kill(os.getpid(), signal.SIGTERM)
         assert noted == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_training_starts_without_the_libraries_of_tables():
+    """Every job of a study pays for what this imports."""
+    heavy = ("pandas", "scipy.stats", "matplotlib", "mlflow", "snakemake")
+    code = f"import sys, bench.__main__; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
