@@ -32,7 +32,7 @@ COMMIT = 40 * "a"
 
 def protocol():
     tree = tiny_protocol(seeds=2)
-    tree["tasks"]["spherical_mnist"] |= {"models": ["PDO-eS2CNN-small"], "settings": ["N"]}
+    tree["tasks"]["spherical_mnist"] |= {"models": ["UGSCNN"], "settings": ["N"]}
     return parse_protocol(tree)
 
 
