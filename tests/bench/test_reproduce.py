@@ -129,3 +129,9 @@ def test_the_prediction_interval(value, inside):
     text, within = _against(value, 98.0, [98.0, 98.5, 99.0])
     assert within == inside and "interval 96.02 to 100.98" in text
     assert ("inside" in text) == inside
+
+
+@pytest.mark.parametrize(("value", "same"), [(98.004, True), (97.99, False)])
+def test_two_seeds_give_no_interval(value, same):
+    text, within = _against(value, 98.0, [98.0, 97.0])
+    assert within == same and f"({value - 98:+.2g}); 2 recorded seeds give no interval" in text
