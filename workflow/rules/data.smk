@@ -1,4 +1,5 @@
-# Fetch, verify, prepare. The folders are those that bench/data.py names.
+# Fetch, verify, prepare.
+# The folders are those that bench/data.py names.
 
 
 wildcard_constraints:
